@@ -1,0 +1,1 @@
+"""Everything with an effect: the strongroom, the keystores and the ledger."""

@@ -1,0 +1,132 @@
+"""What every kind of keystore is: a key that wraps and unwraps 32-byte DEKs, bound to a context.
+
+A module for each kind offers one settings model and one class; a new kind touches no old file but the
+table in `activities.keystores.registry`. Calls block: each runs in a one-shot process of its own. SDK
+retries are off, because the workflow retries, and every call has a time-out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from workflows.contracts.canonical import canonical_json
+from workflows.contracts.errors import ConfigurationInvalid
+
+DEK_BYTES = 32
+"""Length of a data encryption key, bytes."""
+
+Context = Mapping[str, str]
+"""The fields that a wrapped DEK is bound to; all keys and values are text."""
+
+
+@dataclass(frozen=True)
+class KeyRef:
+    """The key that a keystore really uses.
+
+    Attributes:
+        key_id: resolved id, without version: an ARN, a URL, a resource name, or token and object id. Two
+            keystores with the same `key_id` are the same key, whatever alias was configured.
+        key_version: the version that wraps now, or "" where the service has none or does not tell.
+    """
+
+    key_id: str
+    key_version: str = ""
+
+
+@dataclass(frozen=True)
+class WrappedKey:
+    """A wrapped DEK and the key and version that wrapped it."""
+
+    wrapped: bytes
+    key: KeyRef
+
+
+class Keystore(Protocol):
+    """One configured KMS or HSM key. Every method raises only `KeystoreError`s."""
+
+    def describe(self) -> KeyRef:
+        """Resolve the key, and prove that it is there, enabled, and may be used."""
+
+    def wrap(self, dek: bytes, context: Context) -> WrappedKey:
+        """Wrap a 32-byte DEK under the key's current version, bound to `context`."""
+
+    def unwrap(self, wrapped: bytes, context: Context, key: KeyRef) -> bytes:
+        """Give back the DEK (32 bytes) that `key`, and that version of it, wrapped with `context`."""
+
+
+def context_bytes(context: Context) -> bytes:
+    """The canonical JSON of a context, for services that take associated data as bytes."""
+    return canonical_json(dict(context))
+
+
+def context_hash(context: Context) -> bytes:
+    """SHA-256 of the canonical context, 32 bytes."""
+    return hashlib.sha256(context_bytes(context)).digest()
+
+
+class KeystoreSettings(BaseModel):
+    """What every kind's settings share. Secrets are only ever named here, never held.
+
+    Attributes:
+        timeout_seconds: limit for one call to the service, connecting included.
+        endpoint: a private endpoint or an emulator, instead of the service's own address.
+        ca_file: PEM file of the certificate authority to trust for `endpoint`, instead of the system's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    type: str
+    timeout_seconds: Annotated[float, Field(gt=0, le=120)] = 10.0
+    endpoint: str | None = None
+    ca_file: Path | None = None
+
+
+class SecretReference(BaseModel):
+    """A secret by reference: an environment variable or a file, exactly one of the two."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    env: str | None = None
+    file: Path | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> SecretReference:
+        if (self.env is None) == (self.file is None):
+            raise ValueError("name exactly one: an environment variable or a file")
+        return self
+
+    def read(self, what: str) -> str:
+        """The secret itself, trailing newline removed.
+
+        Raises:
+            ConfigurationInvalid: the variable is not set, or the file is missing, unreadable or empty.
+        """
+        if self.env is not None:
+            value = os.environ.get(self.env, "")
+            source = f"environment variable {self.env}"
+        else:
+            source = f"file {self.file}"
+            try:
+                value = Path(str(self.file)).read_text(encoding="utf-8").rstrip("\r\n")
+            except OSError as error:
+                raise ConfigurationInvalid(f"{what}: cannot read {source}: {error.strerror}") from None
+        if not value:
+            raise ConfigurationInvalid(f"{what}: {source} is empty", next_step="set it for this worker")
+        return value
+
+
+def secret_reference(env: str | None, file: Path | None, what: str) -> SecretReference:
+    """A reference from the pair of settings `X_env` and `X_file`."""
+    if (env is None) == (file is None):
+        raise ConfigurationInvalid(f"{what}: set exactly one of the _env and _file settings")
+    return SecretReference(env=env, file=file)
+
+
+Mode = Literal["sss", "seal"]

@@ -1,0 +1,1 @@
+"""Containers, manifests, runbooks, and emulators for development."""

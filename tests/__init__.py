@@ -1,0 +1,1 @@
+"""The tests. Each test's name is the sentence that it proves."""

@@ -1,0 +1,1 @@
+"""Processes: the worker roles, the command line, configuration and the embedded stack."""

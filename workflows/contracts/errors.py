@@ -1,0 +1,158 @@
+"""The one hierarchy of errors: what went wrong, and what the operator can do next.
+
+Workflows decide by type, never by text. No message carries key material or a keystore's response body.
+The name of the class is the `type` of the Temporal failure that it becomes.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class MasterKeyError(Exception):
+    """Base of all errors of this product.
+
+    Args:
+        message: one line: what happened, to what, without secrets.
+        next_step: one line: what the operator can do next; shown after the message.
+        subject: the keystore, custodian, shard or file that it is about, if one.
+    """
+
+    retryable: ClassVar[bool] = False
+    default_next_step: ClassVar[str] = "read the message, correct it and try again"
+
+    def __init__(self, message: str, *, next_step: str = "", subject: str = "") -> None:
+        self.message = message
+        self.next_step = next_step or self.default_next_step
+        self.subject = subject
+        super().__init__(message)
+
+    @property
+    def diagnostics(self) -> str:
+        """The message and the next step in one line."""
+        return f"{self.message}; {self.next_step}"
+
+
+class KeystoreError(MasterKeyError):
+    """A keystore could not do what was asked; `subject` is the keystore's configured name."""
+
+
+class KeystoreUnavailable(KeystoreError):
+    """Outage, refused connection, time-out or a 5xx answer: may pass by itself."""
+
+    retryable = True
+    default_next_step = "wait or restore the network path; another shard is used meanwhile"
+
+
+class KeystoreThrottled(KeystoreError):
+    """The service asks to slow down (429 and its like): passes by itself."""
+
+    retryable = True
+    default_next_step = "wait, or raise the service's request quota"
+
+
+class KeystoreAccessDenied(KeystoreError):
+    """Credentials or policy do not allow the call."""
+
+    default_next_step = "check the worker's credentials and the key's policy"
+
+
+class KeyDisabled(KeystoreError):
+    """The key exists and is disabled."""
+
+    default_next_step = "enable the key, unless somebody disabled it to stop releases"
+
+
+class KeyPendingDeletion(KeystoreError):
+    """The key is scheduled for deletion: cancel that before it is gone for good."""
+
+    default_next_step = "cancel the deletion now, then reshard away from this key"
+
+
+class KeyNotFound(KeystoreError):
+    """The key, or the version that wrapped, does not exist."""
+
+    default_next_step = "check the configured key id; if the key was deleted, recover into a replacement"
+
+
+class CiphertextInvalid(KeystoreError):
+    """Wrong key, altered ciphertext or another context: this shard does not open."""
+
+    default_next_step = "quarantine the shard, compare the ledger with a bundle, and reshard"
+
+
+class ApprovalInvalid(MasterKeyError):
+    """A signature, an expiry, a plan, a session, a recipient or a quorum does not match."""
+
+    default_next_step = "look at what was signed with `masterkey ceremony statement` and sign again"
+
+
+class ManifestInvalid(ApprovalInvalid):
+    """A manifest that no strongroom of the roster signed, or that is older than what is served."""
+
+    default_next_step = "compare the ledger with a bundle; do not use this manifest"
+
+
+class QuorumUnreachable(MasterKeyError):
+    """Fewer shards or custodians than needed can ever answer."""
+
+    default_next_step = "start disaster recovery, or restore a keystore"
+
+
+class PlanInvalid(MasterKeyError):
+    """What was asked for can never be done: numbers, names or custody are wrong."""
+
+
+class NameTaken(PlanInvalid):
+    """A MasterKey of this name exists already; a MasterKey is never overwritten."""
+
+    default_next_step = "choose another name, or reshard the one that exists"
+
+
+class NotKnown(MasterKeyError):
+    """No MasterKey, ceremony or protection of this name exists."""
+
+    default_next_step = "list them with `masterkey status` or `masterkey ceremony list`"
+
+
+class RosterInvalid(MasterKeyError):
+    """The roster's chain does not verify from the pinned digest, or was rolled back."""
+
+    default_next_step = "get the current roster file and compare `masterkey roster show` with your colleagues"
+
+
+class ConfigurationInvalid(MasterKeyError):
+    """A configuration file or value is missing or wrong."""
+
+
+class LedgerConflict(MasterKeyError):
+    """The ledger refuses a write that contradicts what it holds."""
+
+    default_next_step = "look at `masterkey status`; somebody else changed this MasterKey"
+
+
+class LedgerCorrupt(MasterKeyError):
+    """The hash chain or a stored hash does not match: the ledger was altered."""
+
+    default_next_step = "stop, keep the database as evidence, and compare it with a bundle"
+
+
+class SessionLost(MasterKeyError):
+    """The one-shot process died or its time ran out before it answered."""
+
+    retryable = True
+    default_next_step = "nothing: a new session is opened"
+
+
+class CeremonyEnded(MasterKeyError):
+    """The ceremony was rejected, ran out of time or is over already."""
+
+    default_next_step = "start a new ceremony"
+
+
+def _subclasses(cls: type[MasterKeyError]) -> list[type[MasterKeyError]]:
+    return [cls, *(found for child in cls.__subclasses__() for found in _subclasses(child))]
+
+
+BY_NAME: dict[str, type[MasterKeyError]] = {cls.__name__: cls for cls in _subclasses(MasterKeyError)}
+"""Every error by the name that it has as a Temporal failure type."""
