@@ -13,12 +13,19 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Self
 
 import rfc8785
-from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    PlainSerializer,
+    StringConstraints,
+    ValidationError,
+)
 
 from workflows.contracts.errors import ApprovalInvalid
 
 
-def canonical_json(value: Any) -> bytes:  # noqa: ANN401
+def canonical_json(value: Any) -> bytes:
     """The RFC 8785 form of a JSON value, UTF-8 bytes."""
     return rfc8785.dumps(value)
 
@@ -87,7 +94,7 @@ class Document(Part):
     TYPE: ClassVar[str]
 
     @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a document class without the two fields that every document has."""
         super().__pydantic_init_subclass__(**kwargs)
         missing = {"type", "version"} - set(cls.model_fields)

@@ -1,0 +1,1 @@
+"""The embedded stack: everything the product talks to, started on this machine for the demo and the tests."""
