@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,52 +99,78 @@ def start_service(
     cwd: Path | None = None,
     timeout_seconds: float = 30.0,
 ) -> Service:
-    """Start a service and return when `ready()` says so.
+    """Start a service and return when `ready()`, asked every 50 ms, says so.
 
-    Args:
-        name: for messages.
-        command: program and arguments; the program is looked up on PATH.
-        log: its output is appended here.
-        ready: asked every 50 ms.
-        endpoint: where it will answer.
-        env: variables set on top of this process's own.
-        cwd: the folder it runs in.
-        timeout_seconds: how long it may take to become ready.
+    The other arguments are those of `launch_service`.
 
     Raises:
         ServiceFailed: it ended, or was not ready in time; the message quotes the end of its log.
         ConfigurationInvalid: the program is not installed.
     """
+    service = launch_service(name, command, log=log, endpoint=endpoint, env=env, cwd=cwd)
+    wait_until_ready(service, ready, timeout_seconds)
+    return service
+
+
+def launch_service(
+    name: str,
+    command: Sequence[str],
+    *,
+    log: Path,
+    endpoint: str = "",
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Service:
+    """Start a service and do not wait.
+
+    The kernel ends it with the *thread* that started it, so call this from a thread that stays.
+
+    Args:
+        name: for messages.
+        command: program and arguments; the program is looked up beside the interpreter and on PATH.
+        log: its output is appended here.
+        endpoint: where it will answer.
+        env: variables set on top of this process's own.
+        cwd: the folder it runs in.
+
+    Raises:
+        ConfigurationInvalid: the program is not installed.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
+    # The servers come as Python packages: they stand beside the interpreter, which need not be on PATH.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    program = shutil.which(command[0], path=path)
+    if program is None:
+        raise ConfigurationInvalid(
+            f"{name}: the program {command[0]!r} is not installed", next_step="run `make test` once to install it"
+        )
     with log.open("ab") as output:
-        try:
-            process = subprocess.Popen(  # noqa: S603 - programs of our own choice, no shell
-                list(command),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **(env or {})},
-                cwd=cwd,
-                start_new_session=True,
-                preexec_fn=_die_with_parent,
-            )
-        except FileNotFoundError:
-            raise ConfigurationInvalid(
-                f"{name}: the program {command[0]!r} is not on PATH",
-                next_step="run `make test` once to install it",
-            ) from None
-    service = Service(name=name, process=process, endpoint=endpoint, log=log)
+        process = subprocess.Popen(  # noqa: S603 - programs of our own choice, no shell
+            [program, *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PATH": path, **(env or {})},
+            cwd=cwd,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+    return Service(name=name, process=process, endpoint=endpoint, log=log)
+
+
+def wait_until_ready(service: Service, ready: Callable[[], bool], timeout_seconds: float = 30.0) -> None:
+    """Wait until a launched service is ready, and kill it if that takes too long.
+
+    Raises:
+        ServiceFailed: it ended, or was not ready in time; the message quotes the end of its log.
+    """
     deadline = time.monotonic() + timeout_seconds
-    while time.monotonic() < deadline:
-        if not service.running():
-            break
+    while time.monotonic() < deadline and service.running():
         if ready():
-            return service
+            return
         time.sleep(0.05)
     ended = service.process.poll()
     service.kill()
-    tail = log.read_text(encoding="utf-8", errors="replace")[-800:].strip()
-    reason = (
-        f"ended with exit code {ended}" if ended is not None else f"was not ready after {timeout_seconds:g} s"
-    )
-    raise ServiceFailed(f"{name} {reason}: {tail}", next_step=f"read {log}")
+    tail = service.log.read_text(encoding="utf-8", errors="replace")[-800:].strip()
+    reason = f"ended with exit code {ended}" if ended is not None else f"was not ready after {timeout_seconds:g} s"
+    raise ServiceFailed(f"{service.name} {reason}: {tail}", next_step=f"read {service.log}")

@@ -150,6 +150,10 @@ class CeremonyEnded(MasterKeyError):
     default_next_step = "start a new ceremony"
 
 
+class DeadlinePassed(CeremonyEnded):
+    """Nobody, or not enough custodians, decided in time."""
+
+
 def _subclasses(cls: type[MasterKeyError]) -> list[type[MasterKeyError]]:
     return [cls, *(found for child in cls.__subclasses__() for found in _subclasses(child))]
 

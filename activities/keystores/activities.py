@@ -1,0 +1,85 @@
+"""The activities of a keystore worker: each call goes into a one-shot process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from temporalio import activity
+
+from activities.heartbeat import heartbeating
+from activities.keystores.datakey import KeystoreCall, KeystoreTerms
+from activities.strongroom.process import Pool
+from workflows.contracts import names
+from workflows.contracts.canonical import Message, Signed
+from workflows.contracts.errors import ConfigurationInvalid, MasterKeyError
+from workflows.contracts.messages import (
+    CheckDataKey,
+    DekAnswer,
+    DescribeKey,
+    GenerateDataKey,
+    NoteCommit,
+    UnwrapDataKey,
+)
+from workflows.failures import as_failure
+
+M = TypeVar("M", bound=Message)
+
+TARGET = "activities.keystores.datakey:serve"
+"""What a keystore worker's one-shot processes run."""
+
+
+class KeystoreActivities:
+    """Activities of one keystore's worker.
+
+    Args:
+        pool: makes one-shot processes that run `TARGET`.
+        terms: what they are told of this worker.
+    """
+
+    def __init__(self, pool: Pool, terms: KeystoreTerms) -> None:
+        self._pool = pool
+        self._terms = terms
+
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """Everything to register with a Temporal worker."""
+        return [self.describe_key, self.generate_data_key, self.unwrap_data_key, self.check_data_key, self.note_commit]
+
+    @activity.defn(name=names.DESCRIBE_KEY)
+    async def describe_key(self, request: DescribeKey) -> Signed:
+        """Which key this keystore uses, signed."""
+        return await self._call(request.keystore, KeystoreCall(terms=self._terms, describe=request), Signed)
+
+    @activity.defn(name=names.GENERATE_DATA_KEY)
+    async def generate_data_key(self, request: GenerateDataKey) -> DekAnswer:
+        """A fresh DEK, wrapped, and encrypted to a session."""
+        return await self._call(request.keystore, KeystoreCall(terms=self._terms, generate=request), DekAnswer)
+
+    @activity.defn(name=names.UNWRAP_DATA_KEY)
+    async def unwrap_data_key(self, request: UnwrapDataKey) -> DekAnswer:
+        """A DEK unwrapped and encrypted to a session."""
+        return await self._call(request.keystore, KeystoreCall(terms=self._terms, unwrap=request), DekAnswer)
+
+    @activity.defn(name=names.CHECK_DATA_KEY)
+    async def check_data_key(self, request: CheckDataKey) -> Signed:
+        """Proof that a DEK can still be given back; nothing is released."""
+        return await self._call(request.keystore, KeystoreCall(terms=self._terms, check=request), Signed)
+
+    @activity.defn(name=names.NOTE_COMMIT)
+    async def note_commit(self, request: NoteCommit) -> Message:
+        """Remember which manifest is in force."""
+        return await self._call(request.keystore, KeystoreCall(terms=self._terms, note=request), Message)
+
+    async def _call(self, keystore: str, call: KeystoreCall, result: type[M]) -> M:
+        try:
+            if keystore != self._terms.name:
+                raise ConfigurationInvalid(f"this worker serves {self._terms.name}, not {keystore}")
+            async with heartbeating():
+                process = await self._pool.take()
+                try:
+                    return result.model_validate_json(await process.call(call.model_dump_json().encode()))
+                finally:
+                    # Also when the activity is cancelled: an SDK that hangs is ended with its process.
+                    self._pool.release(process)
+        except MasterKeyError as error:
+            raise as_failure(error) from None

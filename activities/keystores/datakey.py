@@ -1,0 +1,285 @@
+"""The three things that a keystore does, in a one-shot process: generate, unwrap and check a data key.
+
+The process verifies for itself everything that authorises the call, talks to its one keystore, encrypts the
+DEK to the session that the strongroom has signed, signs what it did, and exits. The caller is not trusted.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from activities.identity import Identity
+from activities.keystores.base import DEK_BYTES, KeyRef, Keystore
+from activities.keystores.registry import open_keystore, parse_settings
+from activities.keystores.state import StateDirectory
+from activities.roster import RosterSource
+from activities.strongroom.envelope import dek_check_value, equal
+from activities.strongroom.hpke import encrypt_to
+from activities.strongroom.process import Channel
+from activities.strongroom.session import context_for
+from workflows.contracts.authority import Granted, check_manifest, check_protect, check_release, check_session
+from workflows.contracts.canonical import Message, decode64, digest, encode64, seconds
+from workflows.contracts.documents import (
+    CheckResponse,
+    DekResponse,
+    KeyDescription,
+    KeystoreContext,
+    Manifest,
+    ManifestShard,
+    Mode,
+    SessionAnnouncement,
+    dek_info,
+)
+from workflows.contracts.errors import ApprovalInvalid, CiphertextInvalid, KeyNotFound, ManifestInvalid
+from workflows.contracts.messages import (
+    CheckDataKey,
+    DekAnswer,
+    DescribeKey,
+    GenerateDataKey,
+    NoteCommit,
+    UnwrapDataKey,
+)
+from workflows.contracts.roster import RosterChain
+
+
+class KeystoreTerms(Message):
+    """What a one-shot keystore process is told of its worker; secrets only by reference."""
+
+    name: str
+    settings: dict[str, Any]
+    identity: str
+    state: str
+    roster_file: str
+    roster_genesis: str
+    roster_minimum: int
+    modes: tuple[Mode, ...]
+
+
+class KeystoreCall(Message):
+    """The one call that a process serves: exactly one of the requests is set."""
+
+    terms: KeystoreTerms
+    describe: DescribeKey | None = None
+    generate: GenerateDataKey | None = None
+    unwrap: UnwrapDataKey | None = None
+    check: CheckDataKey | None = None
+    note: NoteCommit | None = None
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What a keystore process works with.
+
+    Attributes:
+        terms: of its worker.
+        keystore: its one keystore.
+        identity: signs its answers.
+        state: what the worker remembers.
+        chain: the verified roster.
+    """
+
+    terms: KeystoreTerms
+    keystore: Keystore
+    identity: Identity
+    state: StateDirectory
+    chain: RosterChain
+
+    @classmethod
+    def open(cls, terms: KeystoreTerms) -> Desk:
+        """Read identity, state and roster; the roster may not be older than one seen before.
+
+        Raises:
+            RosterInvalid, ConfigurationInvalid: one of them is not as it should be.
+        """
+        state = StateDirectory(Path(terms.state))
+        minimum = max(terms.roster_minimum, state.read().roster_number)
+        chain = RosterSource(Path(terms.roster_file), terms.roster_genesis, minimum).load()
+        state.note_roster(chain.current.number)
+        keystore = open_keystore(terms.name, parse_settings(terms.name, terms.settings))
+        return cls(terms, keystore, Identity.load(Path(terms.identity)), state, chain)
+
+
+def serve(channel: Channel) -> None:
+    """Serve one call over a pipe: a `KeystoreCall` in, the answer's JSON out."""
+    call = KeystoreCall.model_validate_json(channel.receive())
+    desk, now = Desk.open(call.terms), datetime.now(UTC)
+    answer: Message
+    if call.describe is not None:
+        answer = describe(desk, now)
+    elif call.generate is not None:
+        answer = generate(desk, call.generate, now)
+    elif call.unwrap is not None:
+        answer = unwrap(desk, call.unwrap, now)
+    elif call.check is not None:
+        answer = check(desk, call.check, now)
+    elif call.note is not None:
+        answer = note_commit(desk, call.note)
+    else:
+        raise ApprovalInvalid("the keystore was asked for nothing")
+    channel.send(answer.model_dump_json().encode())
+
+
+def describe(desk: Desk, now: datetime) -> Message:
+    """Which key this keystore uses, signed (`KeyDescription`).
+
+    Raises:
+        KeystoreError: the key is not there or cannot be used.
+    """
+    key = desk.keystore.describe()
+    return desk.identity.sign(
+        KeyDescription(
+            keystore=desk.terms.name,
+            kind=str(desk.terms.settings["type"]),
+            key_id=key.key_id,
+            key_version=key.key_version,
+            modes=desk.terms.modes,
+            time=seconds(now),
+        )
+    )
+
+
+def generate(desk: Desk, request: GenerateDataKey, now: datetime) -> DekAnswer:
+    """Make a DEK, wrap it, and encrypt it to a session that protects by an approved plan.
+
+    Raises:
+        ApprovalInvalid, PlanInvalid: plan, approvals or session do not verify, or do not name this keystore.
+        KeystoreError: the keystore refused or failed.
+    """
+    granted = check_protect(desk.chain, request.authority, now)
+    session = check_session(desk.chain, request.session, granted.plan, "protect", now)
+    target = granted.plan.target
+    if target is None or not 1 <= request.index <= target.count:
+        raise ApprovalInvalid("the plan has no such shard")
+    context = context_for(session, granted.plan, target, request.index)
+    _check_place(desk, context)
+    if granted.plan.action == "init" and granted.plan.master_key in desk.state.read().master_keys:
+        raise ManifestInvalid(f"MasterKey {granted.plan.master_key} was committed here before")
+    dek = os.urandom(DEK_BYTES)
+    wrapped = desk.keystore.wrap(dek, context.fields())
+    if wrapped.key.key_id != context.key_id:
+        raise KeyNotFound(f"{desk.terms.name} uses another key than the plan names", subject=desk.terms.name)
+    return _answer(desk, granted, session, context, dek, wrapped.wrapped, wrapped.key.key_version, now)
+
+
+def unwrap(desk: Desk, request: UnwrapDataKey, now: datetime) -> DekAnswer:
+    """Unwrap a DEK and encrypt it to a session that releases by an authorised plan.
+
+    In `sss` mode one of this shard's own custodians must be among those who approved.
+
+    Raises:
+        ApprovalInvalid, ManifestInvalid: manifest, approvals, request or session do not verify.
+        KeystoreError: the keystore refused or failed, or the DEK is not the one that was wrapped.
+    """
+    granted = check_release(desk.chain, request.authority, request.manifest, now)
+    assert granted.manifest is not None  # noqa: S101 - check_release sets it
+    session = check_session(desk.chain, request.session, granted.plan, "release", now)
+    shard = _own_shard(desk, granted.manifest, request.index)
+    if granted.manifest.mode == "sss" and not set(shard.custodians) & set(granted.approvers):
+        raise ApprovalInvalid(
+            f"none of the custodians of {desk.terms.name} approved ({', '.join(shard.custodians)})",
+            subject=desk.terms.name,
+        )
+    wrapped = decode64(request.wrapped_dek)
+    dek = _unwrap(desk, shard, wrapped)
+    desk.state.note_commit(granted.manifest)
+    return _answer(desk, granted, session, shard.binding, dek, wrapped, shard.binding.key_version, now)
+
+
+def check(desk: Desk, request: CheckDataKey, now: datetime) -> Message:
+    """Unwrap a DEK, compare it with its check value, release nothing; the answer is a signed `CheckResponse`.
+
+    Raises:
+        ManifestInvalid: the manifest does not verify.
+        KeystoreError: the keystore refused or failed, or the DEK is not the one that was wrapped.
+    """
+    shard = _own_shard(desk, check_manifest(request.manifest, desk.chain), request.index)
+    _unwrap(desk, shard, decode64(request.wrapped_dek))
+    return desk.identity.sign(
+        CheckResponse(
+            manifest=request.manifest.digest,
+            master_key=shard.binding.master_key,
+            index=request.index,
+            keystore=desk.terms.name,
+            key_id=shard.binding.key_id,
+            key_version=shard.binding.key_version,
+            nonce=request.nonce,
+            matches=True,
+            time=seconds(now),
+        )
+    )
+
+
+def note_commit(desk: Desk, request: NoteCommit) -> Message:
+    """Remember a manifest that is in force; raises ManifestInvalid if it contradicts what is remembered."""
+    manifest = check_manifest(request.manifest, desk.chain)
+    if all(shard.binding.keystore != desk.terms.name for shard in manifest.shards):
+        raise ManifestInvalid(f"the manifest has no shard in {desk.terms.name}", subject=desk.terms.name)
+    desk.state.note_commit(manifest)
+    return Message()
+
+
+def _own_shard(desk: Desk, manifest: Manifest, index: int) -> ManifestShard:
+    desk.state.read().check_manifest(manifest)
+    if not 1 <= index <= manifest.count:
+        raise ManifestInvalid("the manifest has no such shard")
+    shard = manifest.shards[index - 1]
+    _check_place(desk, shard.binding)
+    return shard
+
+
+def _check_place(desk: Desk, context: KeystoreContext) -> None:
+    if context.keystore != desk.terms.name:
+        raise ApprovalInvalid(f"shard {context.index} does not lie in {desk.terms.name}")
+    if context.mode not in desk.terms.modes:
+        raise ApprovalInvalid(
+            f"{desk.terms.name} does not serve {context.mode} protections",
+            next_step=f"allow it with `modes` in this worker's configuration, or leave {desk.terms.name} out",
+            subject=desk.terms.name,
+        )
+
+
+def _unwrap(desk: Desk, shard: ManifestShard, wrapped: bytes) -> bytes:
+    binding, name = shard.binding, desk.terms.name
+    if digest(wrapped) != binding.wrapped_hash:
+        raise CiphertextInvalid(f"the wrapped DEK in {name} was altered or swapped", subject=name)
+    dek = desk.keystore.unwrap(wrapped, binding.fields(), KeyRef(binding.key_id, binding.key_version))
+    # Some services do not authenticate the context; the check value does, for all of them.
+    if not equal(dek_check_value(dek, binding), shard.check_value):
+        raise CiphertextInvalid(f"{name} gave back another DEK than it wrapped", subject=name)
+    return dek
+
+
+def _answer(
+    desk: Desk,
+    granted: Granted,
+    session: SessionAnnouncement,
+    context: KeystoreContext,
+    dek: bytes,
+    wrapped: bytes,
+    key_version: str,
+    now: datetime,
+) -> DekAnswer:
+    info = dek_info(session.digest, context.context_hash, session.purpose)
+    ciphertext = encrypt_to(session.hpke_public_key, dek, info)
+    response = DekResponse(
+        purpose=session.purpose,
+        master_key=context.master_key,
+        protection=context.protection,
+        index=context.index,
+        keystore=context.keystore,
+        key_id=context.key_id,
+        key_version=key_version,
+        context=context.context_hash,
+        wrapped_hash=digest(wrapped),
+        session=session.digest,
+        authority=granted.digest,
+        ciphertext_hash=digest(ciphertext),
+        time=seconds(now),
+    )
+    return DekAnswer(
+        response=desk.identity.sign(response), ciphertext=encode64(ciphertext), wrapped_dek=encode64(wrapped)
+    )

@@ -1,0 +1,1 @@
+"""The history of the schema. Migrations are never edited once released, only followed by others."""

@@ -1,0 +1,36 @@
+"""The roster as a file on this host, verified from the digest that this host's configuration pins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from workflows.contracts.errors import RosterInvalid
+from workflows.contracts.roster import RosterChain, parse_roster_file, verify_chain
+
+
+@dataclass(frozen=True)
+class RosterSource:
+    """Where the roster is, and what is pinned of it.
+
+    Attributes:
+        file: the roster file; read anew for each use, so that a new version counts at once.
+        genesis: pinned digest of version 1.
+        minimum: the newest version must be at least this one.
+    """
+
+    file: Path
+    genesis: str
+    minimum: int = 1
+
+    def load(self) -> RosterChain:
+        """Read and verify the whole chain.
+
+        Raises:
+            RosterInvalid: the file cannot be read, or the chain does not verify.
+        """
+        try:
+            text = self.file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise RosterInvalid(f"cannot read the roster {self.file}: {error.strerror}") from None
+        return verify_chain(parse_roster_file(text), genesis=self.genesis, minimum_number=self.minimum)

@@ -1,0 +1,1 @@
+"""Every kind of keystore against its real counterpart or an emulator."""

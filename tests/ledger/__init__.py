@@ -1,0 +1,1 @@
+"""What the ledger promises, proven on SQLite and on PostgreSQL."""

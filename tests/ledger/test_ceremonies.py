@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from activities.ledger import Ledger
+from tests.ledger.samples import START, Clock, ceremony, sql, tamper, types
+from workflows.contracts.canonical import digest
+from workflows.contracts.errors import CeremonyEnded, LedgerConflict, LedgerCorrupt, NotKnown
+
+PLAN = '{"action":"init"}'
+
+
+def test_an_opened_ceremony_is_read_as_it_was_written(ledger: Ledger) -> None:
+    record = ceremony(plan=PLAN, plan_digest=digest(PLAN.encode()), deadline=START + timedelta(days=3))
+    ledger.open_ceremony(record, {"by": "operator"})
+    assert ledger.ceremony(record.ceremony) == record
+    assert [(event.type, event.body) for event in ledger.events()] == [("ceremony-opened", '{"by":"operator"}')]
+
+
+def test_opening_again_changes_nothing_even_later(ledger: Ledger, clock: Clock) -> None:
+    ledger.open_ceremony(ceremony(), {})
+    ledger.set_phase("eu10.init.1", "approving", plan=PLAN)
+    ledger.close_ceremony("eu10.init.1", "done")
+    before = ledger.ceremony("eu10.init.1")
+    clock.advance(hours=1)
+    ledger.open_ceremony(ceremony(), {})
+    assert ledger.ceremony("eu10.init.1") == before
+    assert types(ledger) == ["ceremony-opened", "ceremony-closed"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"workflow_id": "another"},
+        {"master_key": "us20"},
+        {"action": "drill"},
+        {"opened_at": START + timedelta(seconds=1)},
+        {"plan": "{}", "plan_digest": digest(b"{}")},
+        {"deadline": START},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_another_ceremony_under_the_same_id_is_refused(ledger: Ledger, changes: dict[str, Any]) -> None:
+    ledger.open_ceremony(ceremony(), {})
+    with pytest.raises(LedgerConflict):
+        ledger.open_ceremony(ceremony(**changes), {})
+    assert ledger.ceremony("eu10.init.1") == ceremony()
+
+
+def test_the_same_ceremony_opened_with_another_event_is_refused(ledger: Ledger) -> None:
+    ledger.open_ceremony(ceremony(), {"by": "operator"})
+    with pytest.raises(LedgerConflict):
+        ledger.open_ceremony(ceremony(), {"by": "somebody else"})
+
+
+def test_a_ceremony_does_not_begin_closed(ledger: Ledger) -> None:
+    with pytest.raises(LedgerConflict):
+        ledger.open_ceremony(ceremony(outcome="done", closed_at=START), {})
+
+
+def test_a_plan_with_another_digest_is_not_stored(ledger: Ledger) -> None:
+    with pytest.raises(LedgerCorrupt):
+        ledger.open_ceremony(ceremony(plan=PLAN, plan_digest=digest(b"another")), {})
+    with pytest.raises(NotKnown):
+        ledger.ceremony("eu10.init.1")
+
+
+def test_a_phase_and_then_a_plan_and_a_deadline_are_recorded(ledger: Ledger) -> None:
+    ledger.open_ceremony(ceremony(), {})
+    for _ in range(2):
+        ledger.set_phase("eu10.init.1", "approving", plan=PLAN, deadline=START + timedelta(hours=72))
+    ledger.set_phase("eu10.init.1", "protecting")
+    stored = ledger.ceremony("eu10.init.1")
+    assert (stored.phase, stored.plan, stored.plan_digest) == ("protecting", PLAN, digest(PLAN.encode()))
+    assert stored.deadline == START + timedelta(hours=72)
+
+
+def test_a_plan_is_never_replaced(ledger: Ledger) -> None:
+    ledger.open_ceremony(ceremony(), {})
+    ledger.set_phase("eu10.init.1", "approving", plan=PLAN)
+    with pytest.raises(LedgerConflict):
+        ledger.set_phase("eu10.init.1", "approving", plan="{}")
+    assert ledger.ceremony("eu10.init.1").plan == PLAN
+
+
+def test_closing_twice_closes_once(ledger: Ledger, clock: Clock) -> None:
+    ledger.open_ceremony(ceremony(), {})
+    clock.advance(hours=1)
+    ledger.close_ceremony("eu10.init.1", "refused", "rejected by a custodian")
+    clock.advance(hours=1)
+    ledger.close_ceremony("eu10.init.1", "refused", "rejected by a custodian")
+    stored = ledger.ceremony("eu10.init.1")
+    assert (stored.outcome, stored.detail) == ("refused", "rejected by a custodian")
+    assert stored.closed_at == START + timedelta(hours=1)
+    assert types(ledger) == ["ceremony-opened", "ceremony-closed"]
+
+
+def test_a_closed_ceremony_stays_as_it_is(ledger: Ledger) -> None:
+    ledger.open_ceremony(ceremony(), {})
+    ledger.set_phase("eu10.init.1", "approving")
+    ledger.close_ceremony("eu10.init.1", "expired")
+    ledger.set_phase("eu10.init.1", "approving")  # a repeated activity
+    with pytest.raises(CeremonyEnded):
+        ledger.set_phase("eu10.init.1", "protecting")
+    with pytest.raises(LedgerConflict):
+        ledger.close_ceremony("eu10.init.1", "done")
+
+
+def test_an_unknown_ceremony_is_said_to_be_unknown(ledger: Ledger) -> None:
+    with pytest.raises(NotKnown):
+        ledger.ceremony("eu10.init.9")
+    with pytest.raises(NotKnown):
+        ledger.set_phase("eu10.init.9", "approving")
+    with pytest.raises(NotKnown):
+        ledger.close_ceremony("eu10.init.9", "done")
+
+
+def test_ceremonies_are_listed_from_the_newest_and_by_master_key(ledger: Ledger) -> None:
+    for hour, name in enumerate(["eu10.init.1", "us20.init.1", "eu10.init.2", "eu10.init.3"]):
+        ledger.open_ceremony(ceremony(name, opened_at=START + timedelta(hours=hour)), {})
+    ledger.close_ceremony("eu10.init.2", "failed")
+
+    def names(**wanted: Any) -> list[str]:
+        return [record.ceremony for record in ledger.ceremonies(**wanted)]
+
+    assert names() == ["eu10.init.3", "eu10.init.2", "us20.init.1", "eu10.init.1"]
+    assert names(master_key="eu10", open_only=True) == ["eu10.init.3", "eu10.init.1"]
+    assert names(limit=1) == ["eu10.init.3"]
+
+
+def test_an_altered_plan_is_noticed_when_it_is_read(ledger: Ledger, url: str) -> None:
+    ledger.open_ceremony(ceremony(), {})
+    ledger.set_phase("eu10.init.1", "approving", plan=PLAN)
+    tamper(url, "UPDATE ceremonies SET plan = '{}'")
+    with pytest.raises(LedgerCorrupt):
+        ledger.ceremony("eu10.init.1")
+
+
+def test_a_time_that_is_none_is_noticed_when_it_is_read(ledger: Ledger, url: str) -> None:
+    ledger.open_ceremony(ceremony(), {})
+    tamper(url, "UPDATE ceremonies SET opened_at = 'yesterday'")
+    with pytest.raises(LedgerCorrupt, match="opened_at"):
+        ledger.ceremony("eu10.init.1")
+
+
+def test_times_are_the_same_text_in_both_databases(ledger: Ledger, url: str) -> None:
+    ledger.open_ceremony(ceremony(deadline=START), {})
+    assert [*sql(url, "SELECT opened_at, deadline, closed_at FROM ceremonies")[0]] == [
+        "2026-11-23T20:00:00Z",
+        "2026-11-23T20:00:00Z",
+        None,
+    ]

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import CheckConstraint, create_engine, inspect
+from sqlalchemy.exc import DatabaseError
+
+from activities.ledger import Ledger, schema
+from activities.ledger.models import Base
+from tests.ledger.conftest import Shared
+from tests.ledger.samples import make_master_key, prepare_reshard, sql, tamper
+from workflows.contracts.errors import ConfigurationInvalid
+
+
+def migrate(url: str, revision: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        schema.downgrade(connection, revision)
+    engine.dispose()
+
+
+def test_the_migrations_lead_to_what_the_models_say(url: str) -> None:
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        found = inspect(connection)
+        for table in Base.metadata.tables.values():
+            checks = {check["name"] for check in found.get_check_constraints(table.name)}
+            assert checks == {str(c.name) for c in table.constraints if isinstance(c, CheckConstraint)}
+            for index in table.indexes:
+                [stored] = [i for i in found.get_indexes(table.name) if i["name"] == index.name]
+                condition = stored.get("dialect_options", {}).get(f"{engine.dialect.name}_where")
+                wanted = index.dialect_options[engine.dialect.name]["where"]
+                assert (condition is None) == (wanted is None)
+    engine.dispose()
+
+
+def test_a_ledger_migrates_down_to_nothing_and_up_again(empty_url: str) -> None:
+    ledger = Ledger(empty_url)
+    ledger.upgrade()
+    make_master_key(ledger)
+    migrate(empty_url, "base")
+    engine = create_engine(empty_url)
+    assert inspect(engine).get_table_names() == ["alembic_version"]
+    engine.dispose()
+    if not empty_url.startswith("sqlite"):
+        functions = "SELECT 1 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'public'"
+        assert sql(empty_url, functions) == []
+    with pytest.raises(ConfigurationInvalid, match="no ledger"):
+        ledger.check()
+    ledger.upgrade()
+    ledger.check()
+    assert ledger.master_keys() == []
+    make_master_key(ledger)
+    ledger.close()
+
+
+def test_upgrading_again_changes_nothing(ledger: Ledger) -> None:
+    active = make_master_key(ledger)
+    ledger.upgrade()
+    ledger.check()
+    assert ledger.protection("eu10") == active
+
+
+def test_a_database_without_a_ledger_is_said_to_be_one(empty_url: str) -> None:
+    ledger = Ledger(empty_url)
+    with pytest.raises(ConfigurationInvalid) as caught:
+        ledger.check()
+    assert "masterkey ledger upgrade" in caught.value.next_step
+    with pytest.raises(ConfigurationInvalid) as caught:
+        ledger.append("c.1", "k", "noted", {})
+    assert "masterkey ledger upgrade" in caught.value.next_step
+    ledger.close()
+
+
+def test_a_ledger_of_newer_code_is_left_alone(ledger: Ledger, url: str) -> None:
+    sql(url, "UPDATE alembic_version SET version_num = '9999'")
+    try:
+        with pytest.raises(ConfigurationInvalid, match="newer"):
+            ledger.check()
+        with pytest.raises(ConfigurationInvalid, match="newer"):
+            ledger.upgrade()
+    finally:
+        sql(url, f"UPDATE alembic_version SET version_num = '{schema.head()}'")  # noqa: S608 - a test's own
+
+
+def test_an_older_ledger_asks_for_an_upgrade(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "head", lambda: "0002")
+    with pytest.raises(ConfigurationInvalid) as caught:
+        ledger.check()
+    assert "masterkey ledger upgrade" in caught.value.next_step
+
+
+def test_the_file_is_for_its_owner_only_and_only_an_upgrade_makes_it(tmp_path: Path) -> None:
+    file = tmp_path / "led%20 #ger.db"
+    ledger = Ledger(f"sqlite:///{file}")
+    with pytest.raises(ConfigurationInvalid):
+        ledger.check()
+    assert not file.exists()
+    ledger.upgrade()
+    ledger.append("c.1", "k", "noted", {})
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+    ledger.close()
+
+
+def test_a_ledger_in_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationInvalid):
+        Ledger(f"sqlite:///{tmp_path}/nowhere/ledger.db").upgrade()
+
+
+REFUSED = [
+    "UPDATE events SET body = '{}'",
+    "UPDATE events SET seq = seq + 100",
+    "DELETE FROM events",
+    "DELETE FROM events WHERE seq = (SELECT max(seq) FROM events)",
+    "INSERT INTO events SELECT 99, 'c', 'k', '', 'noted', '{}', at, digest, digest FROM events WHERE seq = 1",
+    "INSERT INTO events SELECT seq + 1, 'c', 'k', '', 'noted', '{}', at, previous, digest FROM events"
+    " WHERE seq = (SELECT max(seq) FROM events)",
+    "UPDATE chain_head SET seq = seq - 1",
+    "UPDATE chain_head SET digest = 'x'",
+    "UPDATE chain_head SET seq = seq + 1",
+    "DELETE FROM chain_head",
+    "INSERT INTO chain_head VALUES (2, 0, 'x')",
+    "UPDATE master_keys SET kcv = 'x'",
+    "DELETE FROM master_keys",
+    "UPDATE ceremonies SET outcome = 'failed'",
+    "UPDATE ceremonies SET master_key = 'us20'",
+    "DELETE FROM ceremonies",
+    "UPDATE protections SET manifest = '{}'",
+    "UPDATE protections SET signature = ''",
+    "UPDATE protections SET predecessor = 'x'",
+    "UPDATE protections SET threshold = 3",
+    "UPDATE protections SET status = 'staged' WHERE status = 'active'",
+    "UPDATE protections SET status = 'destroyed' WHERE status = 'active'",
+    "UPDATE protections SET status = 'active' WHERE status = 'retired'",
+    "UPDATE protections SET status = 'active' WHERE status = 'staged'",
+    "UPDATE protections SET status = 'nonsense' WHERE status = 'staged'",
+    "DELETE FROM protections WHERE status = 'active'",
+    "DELETE FROM protections WHERE status = 'retired'",
+    "UPDATE shards SET ciphertext = ''",
+    "DELETE FROM shards WHERE protection = 'eu10.init.1.1'",
+    "INSERT INTO shards SELECT protection, 9, '', '', '', '', '', '' FROM protections WHERE status = 'active'",
+    "INSERT INTO shards SELECT protection, 1, '', '', '', '', '', '' FROM protections WHERE status = 'staged'",
+    "INSERT INTO shards SELECT protection, 0, '', '', '', '', '', '' FROM protections WHERE status = 'staged'",
+    "INSERT INTO shards SELECT protection, 256, '', '', '', '', '', '' FROM protections WHERE status = 'staged'",
+]
+
+
+def copy_of_staged(**values: object) -> str:
+    """SQL that stages once more what is staged, with other values."""
+    columns = [column.name for column in Base.metadata.tables["protections"].columns]
+    fresh = {"protection": "'p'", "attempt": 9, "digest": f"'sha256:{'9' * 64}'"} | values
+    chosen = ", ".join(str(fresh.get(column, column)) for column in columns)
+    return f"INSERT INTO protections SELECT {chosen} FROM protections WHERE status = 'staged'"  # noqa: S608
+
+
+REFUSED_COPIES: list[dict[str, object]] = [
+    {"status": "'active'"},
+    {"digest": "digest"},
+    {"attempt": "attempt"},
+    {"protection": "protection"},
+    {"threshold": 4},
+    {"threshold": 0},
+    {"count": 256},
+    {"mode": "'plain'"},
+    {"mode": "'seal'"},
+    {"purpose": "'other'"},
+    {"epoch": 0},
+    {"digest": "'sha256:9'"},
+    {"ceremony": "'nobody'"},
+]
+
+
+@pytest.fixture
+def full_url(ledger: Ledger, url: str) -> str:
+    """A ledger with a retired, an active and a staged protection."""
+    make_master_key(ledger)
+    prepare_reshard(ledger)
+    ledger.commit("eu10.reshard.1", 1)
+    prepare_reshard(ledger, "eu10.reshard.2")
+    return url
+
+
+def test_the_schema_refuses_what_contradicts_it_without_any_code(full_url: str, ledger: Ledger) -> None:
+    before = (ledger.protections("eu10"), ledger.ceremonies(), ledger.verify_chain())
+    for statement in [*REFUSED, *(copy_of_staged(**values) for values in REFUSED_COPIES)]:
+        with pytest.raises(DatabaseError):
+            sql(full_url, statement)
+    assert (ledger.protections("eu10"), ledger.ceremonies(), ledger.verify_chain()) == before
+
+
+def test_what_the_schema_refuses_is_otherwise_possible(full_url: str) -> None:
+    sql(full_url, copy_of_staged())
+
+
+def test_postgresql_does_not_truncate_a_table_either(postgresql: Shared) -> None:
+    for table in Base.metadata.tables:
+        with pytest.raises(DatabaseError, match="never emptied"):
+            sql(postgresql.url, f"TRUNCATE {table} CASCADE")
+
+
+def test_two_active_protections_of_one_purpose_are_impossible_even_without_triggers(full_url: str) -> None:
+    with pytest.raises(DatabaseError):
+        tamper(full_url, "UPDATE protections SET status = 'active' WHERE status = 'staged'")
+    with pytest.raises(DatabaseError):
+        tamper(full_url, "UPDATE protections SET status = 'retired', epoch = 1 WHERE status = 'staged'")
+
+
+def test_a_staged_epoch_is_not_yet_taken(ledger: Ledger) -> None:
+    make_master_key(ledger)
+    prepare_reshard(ledger, "eu10.reshard.1")
+    prepare_reshard(ledger, "eu10.reshard.2")
+    assert [record.epoch for record in ledger.protections("eu10")] == [1, 2, 2]

@@ -1,0 +1,179 @@
+"""Talking to ceremonies as a client of Temporal: starting, watching, deciding, reading reports.
+
+Arguments are validated here: bad start arguments would hang a workflow rather than fail it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from workflows.contracts import names
+from workflows.contracts.canonical import Message, Signed
+from workflows.contracts.errors import CeremonyEnded, MasterKeyError, NotKnown
+from workflows.contracts.messages import (
+    CeremonyStatus,
+    InitRequest,
+    Report,
+    ReportRequest,
+    SubmitOutcome,
+    UnsealRequest,
+)
+from workflows.failures import from_failure
+
+M = TypeVar("M", bound=Message)
+
+_POLL_SECONDS = 0.5
+_RPC_TIMEOUT = timedelta(seconds=10)
+_ENDS = ("done", "refused", "failed", "expired")
+_BUSY = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.DEADLINE_EXCEEDED)
+
+
+async def start(client: Client, workflow: str, request: InitRequest | UnsealRequest) -> WorkflowHandle[Any, Any]:
+    """Start a ceremony; at most one that changes a MasterKey runs at a time.
+
+    Raises:
+        CeremonyEnded: another ceremony is changing this MasterKey.
+    """
+    try:
+        return await client.start_workflow(
+            workflow,
+            request,
+            id=names.workflow_id(request.ceremony),
+            task_queue=names.ORCHESTRATOR_QUEUE,
+            id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+        )
+    except WorkflowAlreadyStartedError:
+        raise CeremonyEnded(
+            f"another ceremony is changing {request.master_key} at this moment",
+            next_step=f"see `masterkey ceremony list` and decide it first ({request.master_key})",
+        ) from None
+
+
+async def report(client: Client, request: ReportRequest) -> Report:
+    """What the ledger says, through Temporal.
+
+    Raises:
+        MasterKeyError: the ledger is corrupt, or no orchestrator answers.
+    """
+    handle = await client.start_workflow(
+        "ReportWorkflow",
+        request,
+        id=f"masterkey-report/{names.new_ceremony_id('report', 'init')[-12:]}",
+        task_queue=names.ORCHESTRATOR_QUEUE,
+        result_type=Report,
+        execution_timeout=timedelta(seconds=30),
+    )
+    try:
+        found: Report = await handle.result()
+    except WorkflowFailureError as error:
+        raise workflow_error(error) from None
+    return found
+
+
+async def ceremony(client: Client, ceremony_id: str) -> WorkflowHandle[Any, Any]:
+    """The workflow of a ceremony, running or not.
+
+    Raises:
+        NotKnown: Temporal has none.
+    """
+    handle = client.get_workflow_handle(names.workflow_id(ceremony_id))
+    try:
+        status = await _status(handle)
+        if status.ceremony == ceremony_id:
+            return handle
+    except RPCError as error:
+        if error.status != RPCStatusCode.NOT_FOUND:
+            raise
+    async for found in client.list_workflows(f'{names.CEREMONY.name}="{ceremony_id}"'):
+        return client.get_workflow_handle(found.id, run_id=found.run_id)
+    raise NotKnown(f"there is no ceremony {ceremony_id}")
+
+
+async def status(client: Client, ceremony_id: str) -> CeremonyStatus:
+    """What a ceremony is doing.
+
+    Raises:
+        NotKnown: Temporal has none of this id.
+    """
+    return await _status(await ceremony(client, ceremony_id))
+
+
+async def _status(handle: WorkflowHandle[Any, Any]) -> CeremonyStatus:
+    found: CeremonyStatus = await handle.query("status", result_type=CeremonyStatus, rpc_timeout=_RPC_TIMEOUT)
+    return found
+
+
+async def submit(client: Client, ceremony_id: str, signed: Signed) -> SubmitOutcome:
+    """Submit a decision, and learn at once what came of it.
+
+    Raises:
+        ApprovalInvalid, CeremonyEnded: why it does not count.
+    """
+    handle = await ceremony(client, ceremony_id)
+    for pause in (0.2, 0.5, 1.0, 2.0, None):
+        try:
+            outcome: SubmitOutcome = await handle.execute_update("submit", signed, result_type=SubmitOutcome)
+            return outcome
+        except WorkflowUpdateFailedError as error:
+            raise from_failure(error.cause) from None
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                raise CeremonyEnded(f"ceremony {ceremony_id} is over; nothing was changed") from None
+            # A workflow task or a continue-as-new was in the way: the state deduplicates, so try again.
+            if pause is None or error.status not in _BUSY:
+                raise
+            await asyncio.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+async def watch(handle: WorkflowHandle[Any, Any], result: type[M], show: Callable[[CeremonyStatus], None]) -> M:
+    """Wait for a ceremony's end, and show its progress meanwhile.
+
+    Raises:
+        MasterKeyError: the ceremony's own failure.
+    """
+    waiting = asyncio.ensure_future(_result(handle))
+    try:
+        while True:
+            done, _ = await asyncio.wait([waiting], timeout=_POLL_SECONDS)
+            if done:
+                return result.model_validate(waiting.result())
+            try:
+                current = await _status(handle)
+            except RPCError:
+                continue
+            if current.phase not in _ENDS:
+                show(current)
+    finally:
+        waiting.cancel()
+
+
+async def _result(handle: WorkflowHandle[Any, Any]) -> Any:
+    while True:
+        try:
+            return await handle.result()
+        except WorkflowFailureError as error:
+            raise workflow_error(error) from None
+        except RPCError as error:
+            # The server was away for long: the ceremony is durable, so wait on.
+            if error.status not in _BUSY:
+                raise
+            await asyncio.sleep(1)
+
+
+def workflow_error(error: WorkflowFailureError) -> MasterKeyError:
+    """Our error for a failed ceremony."""
+    if isinstance(error.cause, CancelledError):
+        return CeremonyEnded("the ceremony was cancelled by an operator")
+    if isinstance(error.cause, ApplicationError):
+        return from_failure(error.cause)
+    return CeremonyEnded(f"the ceremony ended: {type(error.cause).__name__}")

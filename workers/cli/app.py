@@ -1,0 +1,88 @@
+"""The command line's entry point: options that stand anywhere, commands, and exit codes.
+
+Exit 0 done, 1 refused or failed, 2 usage.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from workers.cli import ceremonies, demo, roster, run_workers, unseal
+from workers.cli.output import OPTIONS, refuse
+from workflows.contracts.errors import MasterKeyError
+
+app = typer.Typer(
+    name="masterkey",
+    help="Protects, releases and recovers a root key.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+@app.callback()
+def _options(
+    config: Annotated[Path, typer.Option("--config", help="The configuration file.")] = Path("masterkey.toml"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+) -> None:
+    """Options of every command; they may also stand after its name."""
+    OPTIONS.config, OPTIONS.json = config, as_json
+
+
+app.command("demo")(demo.demo)
+app.command("dev")(demo.dev)
+app.add_typer(run_workers.worker_app, name="worker")
+app.add_typer(run_workers.ledger_app, name="ledger")
+app.add_typer(roster.app, name="roster")
+app.command("init")(ceremonies.init)
+app.command("status")(ceremonies.status)
+app.add_typer(ceremonies.app, name="ceremony")
+app.command("approve")(ceremonies.approve)
+app.command("reject")(ceremonies.reject)
+app.command("unseal", context_settings={"allow_extra_args": True, "ignore_unknown_options": False})(unseal.unseal)
+
+
+def hoist(arguments: Sequence[str]) -> list[str]:
+    """Move `--json` and `--config FILE` to the front, so that they may stand after the command's name."""
+    front: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            return [*front, *rest, word, *words]
+        if word == "--json" or word.startswith("--config="):
+            front.append(word)
+        elif word == "--config":
+            front += [word, *([value] if (value := next(words, None)) is not None else [])]
+        else:
+            rest.append(word)
+    return [*front, *rest]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    # Libraries speak only when something is wrong.
+    for library in ("alembic", "azure", "botocore", "google", "urllib3"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    try:
+        result = app(args=hoist(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+    except MasterKeyError as error:
+        refuse(error)
+        sys.exit(1)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        OPTIONS.errors.print("masterkey: interrupted; a ceremony that was started goes on", markup=False)
+        sys.exit(1)
+    sys.exit(result if isinstance(result, int) else 0)

@@ -1,0 +1,57 @@
+"""Live progress of a ceremony: what it waits for, who has decided, which keystores have answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from workers.cli.output import OPTIONS
+from workflows.contracts.messages import CeremonyStatus
+
+_MARKS = {"waiting": "·", "asked": "…", "answered": "✓", "failed": "✗", "quarantined": "✗"}
+
+
+def lines(status: CeremonyStatus) -> list[str]:
+    """A status in words."""
+    found = [f"{status.action} {status.master_key}: {status.phase}   ({status.ceremony})"]
+    if status.approved_by:
+        found.append(f"  approved by   {', '.join(status.approved_by)}")
+    if status.rejected_by:
+        found.append(f"  rejected by   {', '.join(status.rejected_by)}")
+    if status.needed:
+        found.append(f"  still needed  {status.needed}")
+    if status.missing and status.needed:
+        found.append(f"  not heard of  {', '.join(status.missing)}")
+    if status.deadline is not None and status.needed:
+        found.append(f"  deadline      {status.deadline:%Y-%m-%d %H:%M} UTC")
+    for keystore in status.keystores:
+        told = f": {keystore.error}: {keystore.detail}" if keystore.error else ""
+        found.append(f"  {_MARKS[keystore.state]} {keystore.keystore} {keystore.state}{told}")
+    if status.detail:
+        found.append(f"  {status.detail}")
+    return found
+
+
+@contextmanager
+def live() -> Iterator[Callable[[CeremonyStatus], None]]:
+    """Show progress while the block runs: redrawn on a terminal, line by line elsewhere."""
+    console = OPTIONS.errors
+    if console.is_terminal:
+        with Live(console=console, transient=True, refresh_per_second=4) as shown:
+            yield lambda status: shown.update(Group(*(Text(line) for line in lines(status))))
+        return
+    last: list[str] = []
+
+    def show(status: CeremonyStatus) -> None:
+        now = lines(status)
+        if now != last:
+            for line in now:
+                if line not in last:
+                    console.print(line, markup=False)
+            last[:] = now
+
+    yield show

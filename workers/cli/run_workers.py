@@ -1,0 +1,50 @@
+"""`masterkey worker ...` and `masterkey ledger upgrade`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from workers.cli.output import OPTIONS, answer, run, say
+
+worker_app = typer.Typer(help="Run one role in one process.", no_args_is_help=True)
+ledger_app = typer.Typer(help="The ledger's database.", no_args_is_help=True)
+
+
+@worker_app.command()
+def orchestrator() -> None:
+    """Workflows and the ledger: has the database, and no credentials."""
+    from workers.roles import run_orchestrator
+
+    run(run_orchestrator(OPTIONS.load()))
+
+
+@worker_app.command()
+def strongroom() -> None:
+    """Sessions: has the strongroom's identity, no database and no keystore."""
+    from workers.roles import run_strongroom
+
+    run(run_strongroom(OPTIONS.load()))
+
+
+@worker_app.command()
+def keystore(
+    names: Annotated[list[str], typer.Argument(help="Sections [keystores.NAME] of the configuration.")],
+) -> None:
+    """One or more keystores: has their credentials, and no database."""
+    from workers.roles import run_keystores
+
+    run(run_keystores(OPTIONS.load(), names))
+
+
+@ledger_app.command()
+def upgrade() -> None:
+    """Create the database, or migrate it to this version."""
+    from activities.ledger.store import Ledger
+
+    url = OPTIONS.load().ledger_url()
+    ledger = Ledger(url)
+    ledger.upgrade()
+    ledger.check()
+    answer({"ledger": "ready"}, lambda: say("the ledger is ready"))

@@ -1,0 +1,155 @@
+"""`masterkey unseal`: become the recipient, and hand the MasterKey to a program over a descriptor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import typer
+
+from workers.cli.output import OPTIONS, answer, run, say
+from workers.cli.progress import live
+from workflows.contracts.errors import ConfigurationInvalid, NotKnown, SessionLost
+
+DESCRIPTOR_VARIABLE = "MASTERKEY_FD"
+"""Names, for the program that `--exec` runs, the number of the descriptor to read 32 bytes from."""
+_PREPARE_SECONDS = 20
+
+
+def unseal(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name of the MasterKey.")],
+    execute: Annotated[
+        bool, typer.Option("--exec", help="Run the command after `--`; it reads 32 bytes from $MASTERKEY_FD.")
+    ] = False,
+    fd: Annotated[int | None, typer.Option("--fd", help="Write the 32 bytes to this open descriptor.")] = None,
+    deadline_hours: Annotated[float, typer.Option(help="How long the custodians may take (sss).")] = 72.0,
+    purpose: Annotated[str, typer.Option(help="Which protection: primary or emergency.")] = "primary",
+) -> None:
+    """Receive a MasterKey: in sss mode once the custodians have approved, in seal mode at once."""
+    if execute == (fd is not None) or (execute and not context.args):
+        raise ConfigurationInvalid(
+            "say where the key shall go", next_step="either --exec -- COMMAND..., or --fd NUMBER"
+        )
+    code = run(_unseal(name, list(context.args) if execute else [], fd, deadline_hours, purpose))
+    if code != 0:
+        raise typer.Exit(code)
+
+
+async def _unseal(name: str, command: Sequence[str], fd: int | None, deadline_hours: float, purpose: str) -> int:
+    from activities import recipient
+    from activities.strongroom.process import Pool
+    from workers import ceremony_client
+    from workers.connection import connect
+    from workflows.contracts.authority import SEAL_REQUEST_LIFETIME, check_manifest
+    from workflows.contracts.canonical import Signed, seconds
+    from workflows.contracts.messages import ReportRequest, UnsealRequest, UnsealResult
+    from workflows.contracts.names import new_ceremony_id
+
+    configuration = OPTIONS.load()
+    section, source = configuration.need_recipient(), configuration.roster_source()
+    chain = source.load()
+    kcv = section.kcv.get(name)
+    if kcv is None:
+        raise ConfigurationInvalid(
+            f"{configuration.source}: [recipient] kcv: no key check value is pinned for {name}",
+            next_step="get it from those who made the key (`masterkey init` printed it), never from the ledger",
+        )
+    client = await connect()
+    found = await ceremony_client.report(client, ReportRequest(kind="protection", master_key=name))
+    active = [entry for entry in found.protections if entry.status == "active"]
+    manifests = [(check_manifest(entry.manifest, chain), entry.manifest) for entry in active]
+    chosen = [(manifest, signed) for manifest, signed in manifests if manifest.purpose == purpose]
+    if not chosen:
+        raise NotKnown(f"there is no active {purpose} protection of a MasterKey {name}")
+    manifest, signed_manifest = chosen[0]
+    strongroom = chain.at(manifest.roster).strongroom(manifest.strongroom)
+    if strongroom is None or chain.current.strongroom(strongroom.fingerprint) is None:
+        strongroom = chain.current.strongrooms[0]
+    lifetime = SEAL_REQUEST_LIFETIME if manifest.mode == "seal" else timedelta(hours=deadline_hours)
+    now = seconds(datetime.now(UTC))
+    terms = recipient.Terms(
+        identity=str(configuration.path(section.identity)),
+        roster_file=str(source.file),
+        roster_genesis=source.genesis,
+        roster_minimum=source.minimum,
+        master_key=name,
+        ceremony=new_ceremony_id(name, "unseal"),
+        kcv=kcv,
+        manifest=signed_manifest,
+        strongroom=strongroom.fingerprint,
+        nonce=secrets.token_hex(16),
+        issued=now,
+        expires=now + lifetime,
+    )
+    pool = Pool(recipient.TARGET, (), spares=0)
+    process = await pool.take()
+    try:
+        asked = await asyncio.wait_for(process.call(terms.model_dump_json().encode()), _PREPARE_SECONDS)
+        request = UnsealRequest(
+            ceremony=terms.ceremony,
+            master_key=name,
+            request=Signed.model_validate_json(asked),
+            quorum_timeout_seconds=int(lifetime.total_seconds()),
+        )
+        handle = await ceremony_client.start(client, "UnsealWorkflow", request)
+        if manifest.mode == "sss":
+            say(f"ceremony {terms.ceremony} was started; custodians decide with: masterkey approve {terms.ceremony}")
+            say("keep this command running: the key to open the delivery exists only in it")
+        with live() as show:
+            result = await ceremony_client.watch(handle, UnsealResult, show)
+        handover = recipient.Handover(delivered=result.delivered).model_dump_json().encode()
+        code = await _hand_over(process, handover, command, fd)
+    finally:
+        pool.release(process)
+        await pool.close()
+    data = {
+        "ceremony": result.ceremony,
+        "master_key": name,
+        "kcv": kcv,
+        "approved_by": list(result.approved_by),
+        "served_by": list(result.served_by),
+        "failed": list(result.failed),
+        "exit_code": code,
+    }
+    answer(data, lambda: say(f"{name} was delivered; served by {', '.join(result.served_by)}"))
+    return code
+
+
+async def _hand_over(process: Any, handover: bytes, command: Sequence[str], fd: int | None) -> int:
+    if fd is not None:
+        await _deliver(process, handover, fd)
+        return 0
+    reading, writing = os.pipe()
+    try:
+        # The key is opened and checked before the program starts: it never runs with a wrong one. A pipe
+        # holds the 32 bytes until it reads them.
+        await _deliver(process, handover, writing)
+        os.close(writing)
+        writing = -1
+        environment = {**os.environ, DESCRIPTOR_VARIABLE: str(reading)}
+        try:
+            # Standard output belongs to the JSON answer under --json.
+            child = subprocess.Popen(  # noqa: S603, ASYNC220 - the operator's own command, without a shell
+                list(command),
+                pass_fds=(reading,),
+                env=environment,
+                stdout=2 if OPTIONS.json else None,
+            )
+        except OSError as error:
+            raise ConfigurationInvalid(f"cannot run {command[0]}: {error.strerror}") from None
+        return await asyncio.to_thread(child.wait)
+    finally:
+        os.close(reading)
+        if writing >= 0:
+            os.close(writing)
+
+
+async def _deliver(process: Any, handover: bytes, descriptor: int) -> None:
+    if await process.call_with_descriptor(handover, descriptor) != b"done":
+        raise SessionLost("the recipient's process did not say that it was done")

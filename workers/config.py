@@ -1,0 +1,207 @@
+"""Configuration: one TOML file, `masterkey.toml`, validated before anything starts.
+
+Values may be overridden by environment variables (`MASTERKEY_LEDGER__URL`), except where trust is pinned:
+the roster and a recipient's key check values come from the file only, and an attempt to set them from the
+environment is refused. Paths are relative to the file. Secrets are only named in it.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from activities.keystores.datakey import KeystoreTerms
+from activities.keystores.registry import parse_settings
+from activities.roster import RosterSource
+from workflows.contracts.canonical import Digest, Name
+from workflows.contracts.documents import Check, Mode
+from workflows.contracts.errors import ConfigurationInvalid
+
+_PREFIX = "MASTERKEY_"
+_PINNED = ("ROSTER", "RECIPIENT__KCV")
+
+
+class Section(BaseModel):
+    """Base of a section: closed, so that a misspelt key is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class RosterSection(Section):
+    """`[roster]`: where the roster is, and the digest that pins it."""
+
+    file: Path
+    genesis: Digest
+    minimum_version: Annotated[int, Field(ge=1)] = 1
+
+
+class LedgerSection(Section):
+    """`[ledger]`: orchestrator only."""
+
+    url: str
+
+
+class StrongroomSection(Section):
+    """`[strongroom]`: strongroom only."""
+
+    identity: Path
+
+
+class RecipientSection(Section):
+    """`[recipient]`: who receives, and the key check values it has pinned."""
+
+    identity: Path
+    kcv: dict[Name, Check] = Field(default_factory=dict)
+
+
+class KeystoreSection(BaseModel):
+    """`[keystores.NAME]`: the worker's part; the rest belongs to the kind of keystore."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
+
+    type: str
+    identity: Path
+    state: Path
+    modes: tuple[Mode, ...] = ("sss", "seal")
+
+    def settings(self) -> dict[str, Any]:
+        """What the kind of keystore is configured with, `type` included."""
+        return {"type": self.type, **(self.model_extra or {})}
+
+
+class _Environment(EnvSettingsSource):
+    """The environment, where it may not touch what is pinned."""
+
+    def __call__(self) -> dict[str, Any]:
+        for variable in os.environ:
+            if any(variable.upper().startswith(f"{_PREFIX}{pinned}") for pinned in _PINNED):
+                raise ConfigurationInvalid(
+                    f"{variable} is set, but trust is pinned only in the configuration file",
+                    next_step=f"unset {variable} and write the value into masterkey.toml",
+                )
+        return super().__call__()
+
+
+class Configuration(BaseSettings):
+    """The whole file. Each role asks for its own section, and refuses to start without it."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=_PREFIX,
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+        hide_input_in_errors=True,
+    )
+
+    source: Path = Path("masterkey.toml")
+    roster: RosterSection
+    ledger: LedgerSection | None = None
+    strongroom: StrongroomSection | None = None
+    recipient: RecipientSection | None = None
+    keystores: dict[Name, KeystoreSection] = Field(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment first, then the file (given as arguments); nothing else."""
+        return (_Environment(settings_cls), init_settings)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a configuration file.
+
+        Raises:
+            ConfigurationInvalid: which file, which key, and what was expected.
+        """
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigurationInvalid(
+                f"cannot read the configuration {path}: {error.strerror}", next_step="name it with --config FILE"
+            ) from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigurationInvalid(f"{path} is not TOML: {error}") from None
+        if "source" in table:
+            raise ConfigurationInvalid(f"{path}: source: there is no such key")
+        try:
+            return cls(**table, source=path)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ConfigurationInvalid(f"{path}: {where}: {first['msg']}") from None
+
+    def path(self, relative: Path) -> Path:
+        """A path of the file, which is relative to the file's folder."""
+        return (self.source.parent / relative).resolve()
+
+    def roster_source(self) -> RosterSource:
+        """Where the roster is and what is pinned of it."""
+        return RosterSource(self.path(self.roster.file), self.roster.genesis, self.roster.minimum_version)
+
+    def need_ledger(self) -> LedgerSection:
+        """The section `[ledger]`; raises ConfigurationInvalid without it."""
+        if self.ledger is None:
+            raise ConfigurationInvalid(f"{self.source}: [ledger] is missing, and the orchestrator needs its url")
+        return self.ledger
+
+    def ledger_url(self) -> str:
+        """The database URL; a relative SQLite path is relative to the file."""
+        url = self.need_ledger().url
+        prefix = "sqlite:///"
+        if url.startswith(prefix) and not url.startswith("sqlite:////"):
+            return f"sqlite:///{self.path(Path(url.removeprefix(prefix)))}"
+        return url
+
+    def need_strongroom(self) -> StrongroomSection:
+        """The section `[strongroom]`; raises ConfigurationInvalid without it."""
+        if self.strongroom is None:
+            raise ConfigurationInvalid(f"{self.source}: [strongroom] is missing, and a strongroom needs its identity")
+        return self.strongroom
+
+    def need_recipient(self) -> RecipientSection:
+        """The section `[recipient]`; raises ConfigurationInvalid without it."""
+        if self.recipient is None:
+            raise ConfigurationInvalid(f"{self.source}: [recipient] is missing, and a recipient needs its identity")
+        return self.recipient
+
+    def keystore_terms(self, name: str) -> KeystoreTerms:
+        """What the worker of a keystore works with, its kind's settings checked.
+
+        Raises:
+            ConfigurationInvalid: there is no such section, or a key in it is wrong.
+        """
+        section = self.keystores.get(name)
+        if section is None:
+            known = ", ".join(sorted(self.keystores)) or "none"
+            raise ConfigurationInvalid(f"{self.source}: [keystores.{name}] is missing (there are: {known})")
+        table = section.settings()
+        for key in ("ca_file", "token_file", "pin_file", "secret_id_file", "jwt_file"):
+            if isinstance(table.get(key), str):
+                table[key] = str(self.path(Path(table[key])))
+        try:
+            settings = parse_settings(name, table)
+        except ConfigurationInvalid as error:
+            raise ConfigurationInvalid(f"{self.source}: [keystores.{name}]: {error.message}") from None
+        source = self.roster_source()
+        return KeystoreTerms(
+            name=name,
+            settings=settings.model_dump(mode="json", exclude_none=True),
+            identity=str(self.path(section.identity)),
+            state=str(self.path(section.state)),
+            roster_file=str(source.file),
+            roster_genesis=source.genesis,
+            roster_minimum=source.minimum,
+            modes=section.modes,
+        )

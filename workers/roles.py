@@ -1,0 +1,201 @@
+"""The worker roles: orchestrator, strongroom and keystore. Each is a process of its own with its own secrets.
+
+Every role checks its configuration before it connects, says so when it is ready, and shuts down gracefully
+on SIGTERM or SIGINT: running activities get ten seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import signal
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from pathlib import Path
+
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
+from temporalio.client import Client
+from temporalio.worker import Worker
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+from activities.keystores import preload
+from activities.keystores.activities import TARGET as KEYSTORE_TARGET
+from activities.keystores.activities import KeystoreActivities
+from activities.ledger.activities import LedgerActivities
+from activities.ledger.store import Ledger
+from activities.strongroom.activities import TARGET as STRONGROOM_TARGET
+from activities.strongroom.activities import StrongroomActivities
+from activities.strongroom.process import Pool
+from workers.config import Configuration
+from workers.connection import connect
+from workflows.contracts import names
+from workflows.contracts.errors import ConfigurationInvalid
+from workflows.contracts.signatures import fingerprint
+from workflows.init import InitWorkflow
+from workflows.report import ReportWorkflow
+from workflows.unseal import UnsealWorkflow
+
+WORKFLOWS = (InitWorkflow, UnsealWorkflow, ReportWorkflow)
+PASSED_THROUGH = (
+    "annotated_types",
+    "cryptography",
+    "pydantic",
+    "pydantic_core",
+    "rfc8785",
+    "sshsig",
+    "workflows.contracts",
+    "workflows.failures",
+    "workflows.quorum",
+)
+"""Modules that the workflow sandbox shares with the process: pure, and costly or impossible to import again."""
+READY = "masterkey worker is ready:"
+_GRACE = timedelta(seconds=10)
+_THROTTLE = timedelta(milliseconds=500)
+_SPARES = 1
+_log = logging.getLogger(__name__)
+
+
+def sandbox() -> SandboxedWorkflowRunner:
+    """The sandbox in which workflow code runs."""
+    return SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*PASSED_THROUGH))
+
+
+async def run_orchestrator(configuration: Configuration) -> None:
+    """Workflows and the ledger. Has the database, and no credentials of any keystore."""
+    roster = configuration.roster_source()
+    roster.load()
+    ledger = Ledger(configuration.ledger_url())
+    ledger.check()
+    client = await connect()
+    await _check_search_attributes(client)
+    with ThreadPoolExecutor(max_workers=8, thread_name_prefix="ledger") as threads:
+        activities = LedgerActivities(ledger, roster)
+        worker = Worker(
+            client,
+            task_queue=names.ORCHESTRATOR_QUEUE,
+            workflows=WORKFLOWS,
+            activities=activities.all(),
+            activity_executor=threads,
+            workflow_runner=sandbox(),
+            graceful_shutdown_timeout=_GRACE,
+        )
+        await _run_until_signalled("orchestrator", [worker])
+
+
+async def run_strongroom(configuration: Configuration) -> None:
+    """Sessions. Has its identity key (read only by each session), no database and no keystore credentials."""
+    source, path = configuration.roster_source(), configuration.path(configuration.need_strongroom().identity)
+    public_key = _public_key_of(configuration, path, "[strongroom]")
+    entry = source.load().current.strongroom(fingerprint(public_key))
+    if entry is None:
+        raise ConfigurationInvalid(
+            f"{configuration.source}: the identity {path} is no strongroom's in the roster",
+            next_step="see `masterkey roster show`",
+        )
+    client, private = await connect(), f"{names.strongroom_queue(entry.name)}-{secrets.token_hex(8)}"
+    pool = Pool(STRONGROOM_TARGET, ("activities.strongroom.session",), spares=_SPARES)
+    await pool.start()
+    activities = StrongroomActivities(
+        pool,
+        private,
+        identity=str(path),
+        roster_file=str(source.file),
+        roster_genesis=source.genesis,
+        roster_minimum=source.minimum,
+    )
+    workers = [
+        _activity_worker(client, names.strongroom_queue(entry.name), activities.shared()),
+        _activity_worker(client, private, activities.private()),
+    ]
+    await _run_until_signalled(f"strongroom {entry.name}", workers)
+    await pool.close()
+
+
+async def run_keystores(configuration: Configuration, keystores: Sequence[str]) -> None:
+    """One or more keystores. Has their credentials and identities, and no database."""
+    chain = configuration.roster_source().load()
+    all_terms = [configuration.keystore_terms(name) for name in keystores]
+    for terms in all_terms:
+        public_key = _public_key_of(configuration, Path(terms.identity), f"[keystores.{terms.name}]")
+        entry = chain.current.keystore(terms.name)
+        if entry is None or entry.fingerprint != fingerprint(public_key):
+            raise ConfigurationInvalid(
+                f"{configuration.source}: [keystores.{terms.name}]: the identity {terms.identity} is not the one "
+                f"that the roster gives {terms.name}",
+                next_step="see `masterkey roster show`",
+            )
+    client = await connect()
+    os.environ[preload.VARIABLE] = json.dumps({terms.name: terms.settings for terms in all_terms})
+    pool = Pool(KEYSTORE_TARGET, (preload.__name__,), spares=_SPARES)
+    await pool.start()
+    workers = [
+        _activity_worker(client, names.keystore_queue(terms.name), KeystoreActivities(pool, terms).all())
+        for terms in all_terms
+    ]
+    await _run_until_signalled(f"keystore {' '.join(keystores)}", workers)
+    await pool.close()
+
+
+def _activity_worker(client: Client, queue: str, activities: Sequence[object]) -> Worker:
+    return Worker(
+        client,
+        task_queue=queue,
+        activities=activities,  # type: ignore[arg-type]
+        graceful_shutdown_timeout=_GRACE,
+        max_heartbeat_throttle_interval=_THROTTLE,
+        default_heartbeat_throttle_interval=_THROTTLE,
+        max_concurrent_activities=64,
+    )
+
+
+async def _run_until_signalled(role: str, workers: Sequence[Worker]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        for worker in workers:
+            await stack.enter_async_context(worker)
+        _log.info("%s %s", READY, role)
+        await stop.wait()
+        _log.info("shutting down: %s", role)
+
+
+def _public_key_of(configuration: Configuration, identity: Path, section: str) -> str:
+    # The private key is read only in one-shot processes; a worker looks at its public half and its mode.
+    public = identity.with_name(identity.name + ".pub")
+    for path in (identity, public):
+        if not path.is_file():
+            raise ConfigurationInvalid(
+                f"{configuration.source}: {section}: identity: {path} does not exist",
+                next_step="make a key with: ssh-keygen -t ed25519 -N '' -f FILE",
+            )
+    if identity.stat().st_mode & 0o077:
+        raise ConfigurationInvalid(
+            f"{configuration.source}: {section}: identity: {identity} can be read by others",
+            next_step=f"run: chmod 600 {identity}",
+        )
+    try:
+        return " ".join(public.read_text(encoding="utf-8").split()[:2])
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationInvalid(f"{configuration.source}: {section}: cannot read {public}") from None
+
+
+async def _check_search_attributes(client: Client) -> None:
+    # Upserting an attribute that is not registered hangs the workflow, so it is refused here.
+    request = ListSearchAttributesRequest(namespace=client.namespace)
+    known = (await client.operator_service.list_search_attributes(request)).custom_attributes
+    keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
+    missing = [key.name for key in names.SEARCH_ATTRIBUTES if known.get(key.name) != keyword]
+    if missing:
+        commands = " ".join(f"--name {name} --type Keyword" for name in missing)
+        raise ConfigurationInvalid(
+            f"Temporal namespace {client.namespace} lacks the search attributes {', '.join(missing)}",
+            next_step=f"run: temporal operator search-attribute create {commands}",
+        )

@@ -1,0 +1,328 @@
+"""What all ceremonies share: messages from custodians, the wait for a quorum, progress, and the record.
+
+A ceremony is a state machine with named phases; the query `status` answers in every one of them. Handlers
+take whatever is sent and never raise (a handler that raises fails the workflow task for ever); only the
+update's validator refuses, and that answer reaches the sender.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError
+
+with workflow.unsafe.imports_passed_through():
+    from pydantic import ValidationError
+
+    from workflows.contracts import names
+    from workflows.contracts.authority import Authority
+    from workflows.contracts.canonical import Message, Signed
+    from workflows.contracts.documents import Plan, RecipientRequest
+    from workflows.contracts.errors import ApprovalInvalid, CeremonyEnded, DeadlinePassed, MasterKeyError
+    from workflows.contracts.messages import (
+        BeginCeremony,
+        Begun,
+        CeremonyStatus,
+        CloseCeremony,
+        Event,
+        KeystoreProgress,
+        PlanMade,
+        RecordEvents,
+        SubmitOutcome,
+    )
+    from workflows.failures import as_failure, from_failure
+    from workflows.quorum import Quorum
+
+M = TypeVar("M", bound=Message)
+
+_LEDGER_TIMEOUT = timedelta(seconds=30)
+_LEDGER_RETRY = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30))
+"""The ledger may be away for hours: its activities are retried until it is back."""
+_REMEMBERED_REFUSALS = 20
+
+
+class Ceremony:
+    """State and messages of a running ceremony."""
+
+    def __init__(self, ceremony: str, action: str, master_key: str) -> None:
+        self.ceremony = ceremony
+        self.action = action
+        self.master_key = master_key
+        self.phase = "planning"
+        self.detail = ""
+        self.attempt = 0
+        self.plan: Plan | None = None
+        self.quorum: Quorum | None = None
+        self.keystores: dict[str, KeystoreProgress] = {}
+        self._excluded: set[int] = set()
+        self._events: list[Event] = []
+        self._refusals = 0
+        self._changes = 0
+
+    # --- messages ------------------------------------------------------------------------------------
+
+    @workflow.signal(name="approve")
+    def approve(self, signed: Any = None, *extra: Any) -> None:
+        """A custodian's signed approval or rejection; anything else is counted and ignored."""
+        try:
+            self._accept(_as_signed(signed, extra))
+        except MasterKeyError as error:
+            self._refuse(error)
+
+    @workflow.update(name="submit")
+    def submit(self, signed: Any = None, *extra: Any) -> SubmitOutcome:
+        """As the signal, but the sender is told what came of it."""
+        return self._accept(_as_signed(signed, extra))
+
+    @submit.validator
+    def check_submission(self, signed: Any = None, *extra: Any) -> None:
+        """Refuse, before it is written to the history, what is not a valid decision on this plan."""
+        try:
+            self._open_quorum().check(_as_signed(signed, extra), self.now())
+        except MasterKeyError as error:
+            raise as_failure(error) from None
+
+    @workflow.query(name="status")
+    def status(self) -> CeremonyStatus:
+        """What this ceremony is doing and what it waits for."""
+        quorum, now = self.quorum, self.now()
+        return CeremonyStatus(
+            ceremony=self.ceremony,
+            action=self.action,
+            master_key=self.master_key,
+            phase=self.phase,
+            plan=self.plan.canonical().decode() if self.plan else None,
+            deadline=self.plan.expires if self.plan else None,
+            approved_by=quorum.approved_by if quorum else (),
+            rejected_by=quorum.rejected_by if quorum else (),
+            needed=quorum.needed(now, self._excluded) if quorum else "",
+            missing=quorum.missing(now) if quorum else (),
+            keystores=tuple(self.keystores.values()),
+            attempt=self.attempt,
+            refused_messages=self._refusals,
+            detail=self.detail,
+        )
+
+    def _open_quorum(self) -> Quorum:
+        if self.quorum is None:
+            raise CeremonyEnded("this ceremony asks nobody, or not yet", next_step="look at `masterkey ceremony show`")
+        if self.phase in ("done", "refused", "failed", "expired"):
+            raise CeremonyEnded(f"this ceremony is over ({self.phase}); nothing was changed")
+        return self.quorum
+
+    def _accept(self, signed: Signed) -> SubmitOutcome:
+        outcome = self._open_quorum().add(signed, self.now())
+        if outcome.state == "accepted":
+            self._changes += 1
+            self.event(
+                f"{outcome.decision}.{outcome.custodian}.{signed.digest[7:19]}",
+                "approval-recorded" if outcome.decision == "approve" else "rejection-recorded",
+                custodian=outcome.custodian,
+                document=signed.document,
+                signature=signed.signature,
+            )
+        return outcome
+
+    def _refuse(self, error: MasterKeyError) -> None:
+        self._refusals += 1
+        if self._refusals <= _REMEMBERED_REFUSALS:
+            self.event(
+                f"refused.{self._refusals}",
+                "message-refused",
+                error=type(error).__name__,
+                reason=error.message,
+            )
+
+    # --- the record ----------------------------------------------------------------------------------
+
+    def event(self, key: str, type_: str, **body: str | int | bool | list[str] | None) -> None:
+        """Remember an event; it is written with the next record."""
+        self._events.append(Event(key=key, type=type_, body=body))
+
+    async def enter(self, phase: str, *, flush: bool = False) -> None:
+        """Enter a phase, and write the events so far if asked to."""
+        self.phase = phase
+        workflow.upsert_search_attributes([names.PHASE.value_set(phase)])
+        if flush and self._events:
+            events, self._events = tuple(self._events), []
+            await self.ledger(
+                names.RECORD_EVENTS,
+                RecordEvents(ceremony=self.ceremony, master_key=self.master_key, phase=phase, events=events),
+            )
+
+    async def ledger(self, activity: str, request: Message, result: type[M] | None = None) -> M:
+        """An activity of the orchestrator over the ledger; retried until the ledger is back.
+
+        Raises:
+            MasterKeyError: the ledger refused.
+        """
+        try:
+            answer: M = await workflow.execute_activity(
+                activity,
+                request,
+                result_type=result,
+                start_to_close_timeout=_LEDGER_TIMEOUT,
+                retry_policy=_LEDGER_RETRY,
+            )
+        except ActivityError as error:
+            raise from_failure(error) from None
+        return answer
+
+    async def begin(self, manifest: str | None, request: Signed | None) -> Begun:
+        """Open this ceremony in the ledger."""
+        return await self.ledger(
+            names.BEGIN_CEREMONY,
+            BeginCeremony(
+                ceremony=self.ceremony,
+                workflow_id=workflow.info().workflow_id,
+                action=self.action,
+                master_key=self.master_key,
+                manifest=manifest,
+                request=request,
+                opened_at=self.now(),
+            ),
+            Begun,
+        )
+
+    async def record_plan(self, plan: Plan, phase: str) -> None:
+        """Write the plan to the ledger and enter the phase in which it is decided."""
+        self.plan = plan
+        await self.enter(phase)
+        await self.ledger(
+            names.RECORD_PLAN,
+            PlanMade(
+                ceremony=self.ceremony,
+                master_key=self.master_key,
+                phase=phase,
+                plan=plan.canonical().decode(),
+            ),
+        )
+
+    async def close(self, outcome: str, detail: str) -> None:
+        """Enter the last phase and close the ceremony in the ledger; discards what is staged still."""
+        self.detail = detail
+        await self.enter(outcome)
+        events, self._events = tuple(self._events), []
+        await self.ledger(
+            names.CLOSE_CEREMONY,
+            CloseCeremony(
+                ceremony=self.ceremony,
+                master_key=self.master_key,
+                outcome=outcome,
+                detail=detail,
+                events=events,
+            ),
+        )
+
+    async def run_to_the_end(self, work: Callable[[], Awaitable[M]]) -> M:
+        """Do the ceremony's work; whatever ends it, the ledger learns of it.
+
+        Raises:
+            ApplicationError: the failure, with the type of our error.
+        """
+        workflow.upsert_search_attributes(
+            [
+                names.MASTER_KEY.value_set(self.master_key),
+                names.ACTION.value_set(self.action),
+                names.CEREMONY.value_set(self.ceremony),
+                names.PHASE.value_set(self.phase),
+            ]
+        )
+        try:
+            return await work()
+        except MasterKeyError as error:
+            outcome = _OUTCOMES.get(type(error).__name__, "failed")
+            self.event("ended", "ceremony-failed", error=type(error).__name__, reason=error.message)
+            await self.close(outcome, error.diagnostics)
+            raise as_failure(error) from None
+        except asyncio.CancelledError:
+            # Cleaning up is shielded: the cancellation has done its work by ending `work`.
+            self.event("ended", "ceremony-cancelled")
+            await asyncio.shield(asyncio.ensure_future(self.close("refused", "cancelled by an operator")))
+            raise
+
+    # --- the quorum ----------------------------------------------------------------------------------
+
+    async def wait_for_quorum(self, phase: str) -> None:
+        """Wait until enough custodians have approved.
+
+        Raises:
+            CeremonyEnded: so many refused that it can never be reached, or the deadline passed.
+        """
+        quorum, plan = self._open_quorum(), self.plan
+        assert plan is not None  # noqa: S101 - there is no quorum without a plan
+        await self.enter(phase, flush=True)
+        while not quorum.reached(self.now(), self._excluded):
+            if quorum.unreachable():
+                who = ", ".join(quorum.rejected_by)
+                raise CeremonyEnded(f"refused by {who}: the quorum can no longer be reached")
+            if self.now() >= plan.expires:
+                raise DeadlinePassed(f"the deadline passed; still needed: {quorum.needed(self.now())}")
+            await self.sleep_until_change(plan.expires)
+        await self.enter(phase, flush=True)
+
+    async def sleep_until_change(self, until: datetime) -> None:
+        """Sleep until a decision arrives, an approval expires, or `until`."""
+        seen, ends = self._changes, [until]
+        if self.quorum is not None and (expiry := self.quorum.next_expiry(self.now())) is not None:
+            # A second later it has expired for certain.
+            ends.append(expiry + timedelta(seconds=1))
+        timeout = max(min(ends) - workflow.now(), timedelta(seconds=1))
+        try:
+            await workflow.wait_condition(lambda: self._changes != seen, timeout=timeout)
+        except TimeoutError:
+            return
+
+    def authority(self, request: Signed | None = None) -> Authority:
+        """What is shown to keystores and strongroom: the plan, approvals in force, the recipient's request."""
+        assert self.plan is not None  # noqa: S101 - asked for only once the plan is made
+        approvals: Iterable[Signed] = self.quorum.approvals(self.now()).values() if self.quorum else ()
+        return Authority(plan=self.plan.canonical().decode(), approvals=tuple(approvals), request=request)
+
+    def exclude(self, indexes: Collection[int]) -> None:
+        """Shards that cannot be used in this ceremony any more."""
+        self._excluded |= set(indexes)
+
+    # --- small things --------------------------------------------------------------------------------
+
+    def now(self) -> datetime:
+        """The workflow's time, whole seconds."""
+        return workflow.now().replace(microsecond=0)
+
+    def progress(self, keystore: str, state: str, error: MasterKeyError | None = None) -> None:
+        """Remember how far a keystore is, for whoever watches."""
+        self.keystores[keystore] = KeystoreProgress(
+            keystore=keystore,
+            state=state,
+            error=type(error).__name__ if error else "",
+            detail=error.diagnostics if error else "",
+        )
+
+
+_OUTCOMES = {
+    "CeremonyEnded": "refused",
+    "DeadlinePassed": "expired",
+    "ApprovalInvalid": "refused",
+    "ManifestInvalid": "refused",
+    "PlanInvalid": "refused",
+    "NameTaken": "refused",
+}
+
+
+def parse_request(signed: Signed) -> RecipientRequest:
+    """The recipient's request, unverified: `check_request` verifies it against the plan made from it."""
+    return RecipientRequest.parse(signed.document.encode())
+
+
+def _as_signed(value: Any, extra: tuple[Any, ...]) -> Signed:
+    try:
+        if extra:
+            raise ApprovalInvalid("one signed document is expected, not several values")
+        return Signed.model_validate(value)
+    except ValidationError:
+        raise ApprovalInvalid("a signed document has the text fields `document` and `signature`") from None

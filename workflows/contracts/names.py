@@ -1,0 +1,73 @@
+"""Names that everyone must agree on: task queues, workflow ids, ceremony ids, activities, search attributes."""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+from temporalio.common import SearchAttributeKey
+
+from workflows.contracts.documents import Action
+from workflows.contracts.errors import NotKnown
+
+ORCHESTRATOR_QUEUE = "masterkey"
+
+MASTER_KEY = SearchAttributeKey.for_keyword("MasterKey")
+ACTION = SearchAttributeKey.for_keyword("MasterKeyAction")
+PHASE = SearchAttributeKey.for_keyword("MasterKeyPhase")
+CEREMONY = SearchAttributeKey.for_keyword("MasterKeyCeremony")
+SEARCH_ATTRIBUTES = (MASTER_KEY, ACTION, PHASE, CEREMONY)
+
+# Activities of a keystore's worker.
+DESCRIBE_KEY = "describe_key"
+GENERATE_DATA_KEY = "generate_data_key"
+UNWRAP_DATA_KEY = "unwrap_data_key"
+CHECK_DATA_KEY = "check_data_key"
+NOTE_COMMIT = "note_commit"
+# Activities of a strongroom.
+OPEN_SESSION = "open_session"
+HOLD_SESSION = "hold_session"
+PROTECT = "protect"
+RELEASE = "release"
+# Activities of the orchestrator, over the ledger.
+BEGIN_CEREMONY = "begin_ceremony"
+RECORD_PLAN = "record_plan"
+RECORD_EVENTS = "record_events"
+STAGE_PROTECTION = "stage_protection"
+COMMIT_PROTECTION = "commit_protection"
+CLOSE_CEREMONY = "close_ceremony"
+READ_REPORT = "read_report"
+
+_CEREMONY = re.compile(r"^([a-z0-9][a-z0-9-]{0,62})\.([a-z]+)\.[0-9a-f]{12}$")
+CHANGING: tuple[str, ...] = ("init",)
+"""Actions that change a MasterKey: at most one such ceremony runs at a time."""
+
+
+def keystore_queue(name: str) -> str:
+    """Task queue of a keystore's worker."""
+    return f"masterkey-keystore-{name}"
+
+
+def strongroom_queue(name: str) -> str:
+    """Task queue on which the strongroom of this name opens sessions."""
+    return f"masterkey-strongroom-{name}"
+
+
+def new_ceremony_id(master_key: str, action: Action) -> str:
+    """A fresh ceremony id: MasterKey, action and 48 random bits."""
+    return f"{master_key}.{action}.{secrets.token_hex(6)}"
+
+
+def workflow_id(ceremony: str) -> str:
+    """The id of the workflow that runs a ceremony.
+
+    Ceremonies that change a MasterKey share one id, so that Temporal lets only one of them run.
+
+    Raises:
+        NotKnown: this is no ceremony id.
+    """
+    match = _CEREMONY.match(ceremony)
+    if match is None:
+        raise NotKnown(f"{ceremony!r} is not a ceremony id", next_step="list them with `masterkey ceremony list`")
+    master_key, action = match.groups()
+    return f"masterkey/{master_key}/change" if action in CHANGING else f"masterkey/{ceremony}"

@@ -1,0 +1,112 @@
+"""Calls of keystores from a workflow: one call, one activity, on that keystore worker's own queue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError
+
+with workflow.unsafe.imports_passed_through():
+    from workflows.contracts import names
+    from workflows.contracts.canonical import Message
+    from workflows.contracts.errors import MasterKeyError
+    from workflows.contracts.messages import DekAnswer
+    from workflows.failures import from_failure
+
+M = TypeVar("M", bound=Message)
+
+CALL_TIMEOUT = timedelta(seconds=15)
+"""Limit of one call of a keystore: its SDK's own time-out (10 s by default) comes first."""
+HEDGE_DELAY = timedelta(seconds=1)
+"""How long a keystore may be silent before another is asked as well."""
+_HEARTBEAT = timedelta(seconds=5)
+
+
+async def call_keystore(
+    activity: str,
+    keystore: str,
+    request: Message,
+    result: type[M],
+    *,
+    patience: timedelta,
+    attempts: int = 1,
+) -> M:
+    """Call one keystore.
+
+    Args:
+        activity: which call.
+        keystore: its configured name.
+        request: what is asked.
+        result: type of the answer.
+        patience: limit of all attempts, and of waiting for its worker.
+        attempts: 1 where the caller hedges; more where every keystore must answer.
+
+    Raises:
+        MasterKeyError: by type; `KeystoreUnavailable` for a time-out.
+    """
+    try:
+        answer: M = await workflow.execute_activity(
+            activity,
+            request,
+            result_type=result,
+            task_queue=names.keystore_queue(keystore),
+            start_to_close_timeout=CALL_TIMEOUT,
+            schedule_to_close_timeout=patience,
+            heartbeat_timeout=_HEARTBEAT,
+            retry_policy=RetryPolicy(initial_interval=timedelta(seconds=1), maximum_attempts=attempts),
+        )
+    except ActivityError as error:
+        raise from_failure(error, subject=keystore) from None
+    return answer
+
+
+async def hedged(
+    candidates: Sequence[int],
+    need: int,
+    start: Callable[[int], asyncio.Task[DekAnswer]],
+    failed: Callable[[int, MasterKeyError], None],
+) -> dict[int, DekAnswer]:
+    """Ask `need` of the candidates, and the next one whenever one fails or is slow.
+
+    Args:
+        candidates: indexes of shards, the preferred ones first.
+        need: how many answers are enough.
+        start: asks one.
+        failed: told of every failure.
+
+    Returns:
+        At most `need` answers; fewer when all candidates were asked and too few answered.
+    """
+    waiting = list(candidates)
+    running: dict[asyncio.Task[DekAnswer], int] = {}
+    answers: dict[int, DekAnswer] = {}
+
+    def ask_next() -> None:
+        if waiting:
+            index = waiting.pop(0)
+            running[start(index)] = index
+
+    for _ in range(need):
+        ask_next()
+    try:
+        while running and len(answers) < need:
+            delay = HEDGE_DELAY.total_seconds() if waiting else None
+            done, _ = await workflow.wait(list(running), timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                ask_next()
+            for task in done:
+                index = running.pop(task)
+                try:
+                    answers[index] = task.result()
+                except MasterKeyError as error:
+                    failed(index, error)
+                    ask_next()
+    finally:
+        for task in running:
+            task.cancel()
+    return answers
