@@ -49,7 +49,7 @@ from workflows.contracts.errors import (
 T = TypeVar("T")
 
 MAX_CIPHERTEXT_BYTES = 64 * 1024
-"""More than Google makes of a DEK, which is about 113 bytes."""
+"""More than Google makes of a DEK, which is a little over 100 bytes."""
 
 _VERSION = "/cryptoKeyVersions/"
 _KEY_NAME = r"^projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+$"
@@ -117,7 +117,7 @@ class GcpKms:
         return self._key_ref(key.primary.name)
 
     def wrap(self, dek: bytes, context: Context) -> WrappedKey:
-        """Encrypt: 32 bytes become about 113.
+        """Encrypt: 32 bytes become a little over 100.
 
         Raises:
             KeystoreError: see the tables in this module.

@@ -8,7 +8,7 @@ Wrapping asks for the key first, because Transit *creates* a key that it does no
 (`create` on `encrypt/NAME`), and a key made by accident protects nothing that was planned.
 
 Source: https://openbao.org/api-docs/secret/transit/. What Transit does not tell apart: wrong key, altered
-ciphertext and another context are one error (HTTP 400; 500 in Vault 1.5 to 1.12, hashicorp/vault issue 10842);
+ciphertext and another context are one error (HTTP 400; 500 in some versions of Vault, hashicorp/vault issue 10842);
 a token that has expired and a policy that forbids are both 403.
 """
 
@@ -64,14 +64,13 @@ _KINDS: tuple[tuple[type[hvac.exceptions.VaultError], type[MasterKeyError], str]
     (hvac.exceptions.VaultDown, KeystoreUnavailable, "HTTP 503, sealed or in maintenance"),
 )
 
-# Transit has no error codes: these words of its HTTP 400 answers are all there is (OpenBao 2.7, Vault 1.20).
+# Transit has no error codes: these words of its HTTP 400 answers are all there is (OpenBao 2.7).
 _WORDS: tuple[tuple[str, type[MasterKeyError], str], ...] = (
     ("encryption key not found", KeyNotFound, "encryption key not found"),
     ("version is too new", KeyNotFound, "the key has no such version: deleted and made again, or restored"),
     ("disallowed by policy (too old)", KeyDisabled, "this version is below min_decryption_version"),
     ("soft-deleted key", KeyPendingDeletion, "the key is soft-deleted"),
     ("message authentication failed", CiphertextInvalid, "message authentication failed"),
-    ("unable to decrypt", CiphertextInvalid, "unable to decrypt"),
     ("invalid ciphertext", CiphertextInvalid, "invalid ciphertext"),
 )
 

@@ -272,7 +272,7 @@ def errors(status: int, text: str = "a message of OpenBao") -> Answer:
     ("answer", "expected"),
     [
         (errors(400, "cipher: message authentication failed"), CiphertextInvalid),
-        # Vault 1.5 to 1.12 (hashicorp/vault issue 10842).
+        # Some versions of Vault (hashicorp/vault issue 10842).
         (errors(500, r"1 error occurred:\n\t* cipher: message authentication failed\n\n"), CiphertextInvalid),
         (errors(400), ConfigurationInvalid),
         (errors(403), KeystoreAccessDenied),

@@ -52,6 +52,8 @@ class Stack:
     services: dict[str, Service] = field(default_factory=dict)
     temporal: Service | None = None
     genesis: str = ""
+    one_keystore_process: bool = False
+    """Serve all keystores from one process: quicker to start, for tests that are not about separation."""
 
     # --- setting up --------------------------------------------------------------------------------------
 
@@ -99,9 +101,12 @@ class Stack:
         """One file for each role, with only what that role may have."""
         self.write_configuration("orchestrator", {"ledger": {"url": "sqlite:///masterkey.db"}})
         self.write_configuration("strongroom", {"strongroom": {"identity": "keys/strongroom"}})
+        tables: dict[str, Mapping[str, Any]] = {}
         for name, keystore in self.keystores.items():
             table = {"identity": f"keys/{name}", "state": f"state/{name}", **keystore.table}
+            tables[name] = table
             self.write_configuration(f"keystore-{name}", {"keystores": {name: table}})
+        self.write_configuration("keystores", {"keystores": tables})
         self.write_configuration("client", {"recipient": {"identity": "keys/recipient"}})
 
     def write_configuration(self, role: str, tables: Mapping[str, Mapping[str, Any]]) -> Path:
@@ -141,18 +146,22 @@ class Stack:
 
     def roles(self) -> list[str]:
         """All workers of this installation."""
-        return ["orchestrator", "strongroom", *(f"keystore-{name}" for name in self.keystores)]
+        keystores = ["keystores"] if self.one_keystore_process else [f"keystore-{name}" for name in self.keystores]
+        return ["orchestrator", "strongroom", *keystores]
 
     def _launch(self, role: str) -> Callable[[], None]:
-        words = ["keystore", role.removeprefix("keystore-")] if role.startswith("keystore-") else [role]
-        keystore = self.keystores.get(words[-1])
+        words, served = [role], list[str]()
+        if role.startswith("keystore"):
+            served = list(self.keystores) if role == "keystores" else [role.removeprefix("keystore-")]
+            words = ["keystore", *served]
+        own = {variable: value for name in served for variable, value in self.keystores[name].env.items()}
         log = self.folder / "logs" / f"{role}.log"
         start = log.stat().st_size if log.exists() else 0
         service = self.services[role] = launch_service(
             role,
             [*COMMAND, "worker", *words, "--config", str(self.folder / f"{role}.toml")],
             log=log,
-            env={**self.environment(), **(keystore.env if keystore else {})},
+            env={**self.environment(), **own},
         )
         return lambda: wait_until_ready(service, lambda: READY.encode() in log.read_bytes()[start:])
 

@@ -1,0 +1,113 @@
+"""Fixtures that every test may use: a running installation on real components."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+
+from activities.ledger.store import Ledger
+from workers.embedded.openbao import OpenBao, start_openbao
+from workers.embedded.stack import CUSTODIANS, KeystoreSetup, Stack
+
+NAMES = tuple(f"mk-{number}" for number in range(200))
+"""MasterKeys that the recipient is enrolled for; each test takes fresh ones."""
+
+
+@dataclass
+class Installation:
+    """A running stack with five keystores, all OpenBao Transit keys of one real server."""
+
+    stack: Stack
+    bao: OpenBao
+    _names: Iterator[str] = field(default_factory=lambda: iter(NAMES))
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is."""
+        return self.stack.folder
+
+    @property
+    def ledger(self) -> Ledger:
+        """The orchestrator's ledger, opened by this process."""
+        return Ledger(f"sqlite:///{self.folder / 'masterkey.db'}")
+
+    def fresh_name(self) -> str:
+        """A MasterKey name that no other test uses."""
+        return next(self._names)
+
+    def init(self, name: str, mode: str = "sss", threshold: int = 3, count: int = 5) -> dict[str, Any]:
+        """Create a MasterKey with three approvals, pin its KCV, and give back what `init` answered."""
+        words = [word for index in range(1, count + 1) for word in ("--keystore", f"bao-{index}")]
+        numbers = ["--threshold", str(threshold)] if mode == "sss" else []
+        running = self.stack.masterkey("init", name, "--mode", mode, *numbers, *words, "--no-wait")
+        self.approve(running["ceremony"], CUSTODIANS[:3])
+        return self.finish_init(name, running["ceremony"])
+
+    def finish_init(self, name: str, ceremony: str) -> dict[str, Any]:
+        """Wait until an init is done, and pin the KCV."""
+        from tests.support import eventually
+
+        def done() -> dict[str, Any] | None:
+            found = self.stack.masterkey("ceremony", "show", ceremony)
+            assert found["phase"] not in ("refused", "failed", "expired"), found
+            return found if found["phase"] == "done" else None
+
+        eventually(done)
+        protection = self.stack.masterkey("status", name)["protections"][0]
+        self.pinned[name] = protection["kcv"]
+        self.stack.pin(self.pinned)
+        return {"ceremony": ceremony, **protection}
+
+    pinned: dict[str, str] = field(default_factory=dict)
+
+    def approve(self, ceremony: str, names: tuple[str, ...] | list[str]) -> None:
+        """Let custodians approve with the command line."""
+        for name in names:
+            key = str(self.folder / "keys" / name)
+            self.stack.masterkey("approve", ceremony, "--key", key, "--yes")
+
+
+def start_installation(folder: Path, count: int = 5) -> Installation:
+    """Start a stack whose keystores are Transit keys of one OpenBao."""
+    bao = start_openbao(folder / "openbao")
+    stack = Stack(folder, one_keystore_process=True)
+    stack.services["openbao"] = bao.service
+    try:
+        for index in range(1, count + 1):
+            key = f"wrap-{index}"
+            bao.create_key(key)
+            token = bao.write_token(key, folder / f"{key}.token")
+            table = {"type": "transit", "address": bao.service.endpoint, "key_name": key, "token_file": str(token)}
+            stack.keystores[f"bao-{index}"] = KeystoreSetup(f"bao-{index}", table, backend="OpenBao")
+        stack.start_temporal()
+        stack.make_keys()
+        stack.make_roster(master_keys=NAMES)
+        stack.write_configurations()
+        stack.upgrade_ledger()
+        stack.start_roles()
+    except BaseException:
+        stack.stop()
+        raise
+    return Installation(stack, bao)
+
+
+@pytest.fixture(scope="session")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """One running installation for all tests that do not break it."""
+    found = start_installation(tmp_path_factory.mktemp("installation"))
+    yield found
+    found.stack.stop()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def client(installation: Installation) -> AsyncIterator[Client]:
+    """A Temporal client, as whoever controls the orchestrator has one."""
+    assert installation.stack.temporal is not None
+    yield await Client.connect(installation.stack.temporal.endpoint, data_converter=pydantic_data_converter)
