@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from pathlib import Path
 
@@ -37,10 +38,7 @@ class Identity:
             ConfigurationInvalid: the file is missing, readable by others, encrypted, or another kind of key.
         """
         try:
-            if path.stat().st_mode & 0o077:
-                raise ConfigurationInvalid(
-                    f"the identity key {path} can be read by others", next_step=f"run: chmod 600 {path}"
-                )
+            check_private(path)
             key = load_ssh_private_key(path.read_bytes(), password=None)
         except OSError as error:
             raise ConfigurationInvalid(f"cannot read the identity key {path}: {error.strerror}") from None
@@ -66,6 +64,22 @@ class Identity:
         public = _string(b"ssh-ed25519") + _string(self._key.public_key().public_bytes_raw())
         parts = (public, namespace.encode(), b"", b"sha512", signature)
         return armour(b"SSHSIG" + struct.pack(">I", 1) + b"".join(map(_string, parts)))
+
+
+def check_private(path: Path) -> None:
+    """Check that a private key's file is for this process alone.
+
+    A file that belongs to another user may be readable by our group: that is how Kubernetes hands a secret
+    to a process that is not root (`fsGroup`).
+
+    Raises:
+        ConfigurationInvalid: others can read or write it.
+        OSError: there is no such file.
+    """
+    status = path.stat()
+    allowed = 0o700 if status.st_uid == os.geteuid() else 0o740
+    if status.st_mode & 0o777 & ~allowed:
+        raise ConfigurationInvalid(f"the key {path} can be read by others", next_step=f"run: chmod 600 {path}")
 
 
 def generate_identity(path: Path) -> Identity:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
@@ -26,11 +24,11 @@ async def connect() -> Client:
             **options,
             data_converter=pydantic_data_converter,
         )
-    except (RuntimeError, RPCError) as error:
-        raise ConfigurationInvalid(
-            f"cannot connect to Temporal at {address}: {str(error)[:200]}",
-            next_step="set TEMPORAL_ADDRESS, or TEMPORAL_PROFILE for a profile of the Temporal configuration file",
-        ) from None
-
-
-RPC_TIMEOUT = timedelta(seconds=10)
+    except RPCError as error:
+        reason = f"it answers {error.status.name}"
+    except RuntimeError:
+        reason = "nothing answers there"
+    raise ConfigurationInvalid(
+        f"cannot connect to Temporal at {address}: {reason}",
+        next_step="set TEMPORAL_ADDRESS, or TEMPORAL_PROFILE for a profile of the Temporal configuration file",
+    )

@@ -24,6 +24,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from activities.identity import check_private
 from activities.keystores import preload
 from activities.keystores.activities import TARGET as KEYSTORE_TARGET
 from activities.keystores.activities import KeystoreActivities
@@ -176,11 +177,12 @@ def _public_key_of(configuration: Configuration, identity: Path, section: str) -
                 f"{configuration.source}: {section}: identity: {path} does not exist",
                 next_step="make a key with: ssh-keygen -t ed25519 -N '' -f FILE",
             )
-    if identity.stat().st_mode & 0o077:
+    try:
+        check_private(identity)
+    except ConfigurationInvalid as error:
         raise ConfigurationInvalid(
-            f"{configuration.source}: {section}: identity: {identity} can be read by others",
-            next_step=f"run: chmod 600 {identity}",
-        )
+            f"{configuration.source}: {section}: identity: {error.message}", next_step=error.next_step
+        ) from None
     try:
         return " ".join(public.read_text(encoding="utf-8").split()[:2])
     except (OSError, UnicodeDecodeError):

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from workers.cli import ceremonies, demo, roster, run_workers, unseal
@@ -73,16 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for library in ("alembic", "azure", "botocore", "google", "urllib3"):
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
-        result = app(args=hoist(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+        app(args=hoist(sys.argv[1:] if arguments is None else arguments), prog_name="masterkey")
     except MasterKeyError as error:
         refuse(error)
         sys.exit(1)
-    except click.UsageError as error:
-        error.show()
-        sys.exit(2)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        OPTIONS.errors.print("masterkey: interrupted; a ceremony that was started goes on", markup=False)
-        sys.exit(1)
-    sys.exit(result if isinstance(result, int) else 0)

@@ -51,9 +51,13 @@ def init(
             quorum_timeout_seconds=round(deadline_hours * 3600),
         )
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise PlanInvalid(f"{where}: {first['msg']}") from None
+        # The ceremony's id is made from the name, so a bad name shows twice; the last is the user's own word.
+        last = error.errors(include_input=False, include_url=False)[-1]
+        where = ".".join(str(part) for part in last["loc"])
+        raise PlanInvalid(
+            f"{where}: {last['msg']}",
+            next_step="names are lower case letters, digits and hyphens; see `masterkey init --help`",
+        ) from None
     run(_init(request, wait))
 
 
@@ -295,6 +299,7 @@ async def _statement(ceremony: str, key: Path, decision: Literal["approve", "rej
     from workflows.contracts.documents import Approval
     from workflows.contracts.signatures import fingerprint
 
+    public_key = public_key_of(key)
     found = await ceremony_client.status(await connect(), ceremony)
     if found.plan is None:
         raise NotKnown(f"ceremony {ceremony} has no plan yet", next_step="try again in a moment")
@@ -306,7 +311,7 @@ async def _statement(ceremony: str, key: Path, decision: Literal["approve", "rej
         decision=decision,
         plan=plan,
         plan_digest=plan.digest,
-        custodian=fingerprint(public_key_of(key)),
+        custodian=fingerprint(public_key),
         issued=now,
         expires=expires,
     ).canonical()

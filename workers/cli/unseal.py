@@ -33,9 +33,7 @@ def unseal(
 ) -> None:
     """Receive a MasterKey: in sss mode once the custodians have approved, in seal mode at once."""
     if execute == (fd is not None) or (execute and not context.args):
-        raise ConfigurationInvalid(
-            "say where the key shall go", next_step="either --exec -- COMMAND..., or --fd NUMBER"
-        )
+        raise typer.BadParameter("say where the key shall go: either --exec -- COMMAND..., or --fd NUMBER")
     code = run(_unseal(name, list(context.args) if execute else [], fd, deadline_hours, purpose))
     if code != 0:
         raise typer.Exit(code)

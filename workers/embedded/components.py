@@ -1,0 +1,57 @@
+"""The five keystores of the demo: real OpenBao and SoftHSM, emulated AWS and Google KMS, a Key Vault stand-in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from workers.embedded.drongo import create_crypto_key, start_drongo
+from workers.embedded.key_vault import start_key_vault
+from workers.embedded.moto import CREDENTIALS, create_kms_key, start_moto
+from workers.embedded.openbao import start_openbao
+from workers.embedded.softhsm import make_token
+from workers.embedded.stack import KeystoreSetup
+
+_KEY = "masterkey"
+
+
+def component_keystores(folder: Path) -> dict[str, KeystoreSetup]:
+    """Start the services below `folder`, each with one key, and say how each keystore is configured.
+
+    Raises:
+        ServiceFailed, ConfigurationInvalid: one is not installed or did not start.
+    """
+    keystores = (_aws(folder), _azure(folder), _gcp(folder), _hsm(folder), _bao(folder))
+    return {keystore.name: keystore for keystore in keystores}
+
+
+def _aws(folder: Path) -> KeystoreSetup:
+    moto = start_moto(folder / "moto")
+    table = {"type": "aws-kms", "key_id": create_kms_key(moto.endpoint), "endpoint": moto.endpoint}
+    return KeystoreSetup("aws-fra", table, env=CREDENTIALS, backend="AWS KMS emulated by moto", service=moto)
+
+
+def _azure(folder: Path) -> KeystoreSetup:
+    vault = start_key_vault(folder / "key-vault")
+    table = vault.settings(vault.create_key("wrap"))
+    return KeystoreSetup(
+        "azure-ams", table, backend="Key Vault stand-in over TLS, RSA-OAEP-256", service=vault.service
+    )
+
+
+def _gcp(folder: Path) -> KeystoreSetup:
+    drongo = start_drongo(folder / "drongo")
+    table = {"type": "gcp-kms", "key_name": create_crypto_key(drongo.endpoint, _KEY), "endpoint": drongo.endpoint}
+    return KeystoreSetup("gcp-zrh", table, backend="Google Cloud KMS emulated by drongo", service=drongo)
+
+
+def _hsm(folder: Path) -> KeystoreSetup:
+    token = make_token(folder / "softhsm", label=_KEY)
+    return KeystoreSetup("hsm-fra", token.settings("wrap"), env=token.env, backend="SoftHSM2 over PKCS#11, AES-GCM")
+
+
+def _bao(folder: Path) -> KeystoreSetup:
+    bao = start_openbao(folder / "openbao")
+    bao.create_key(_KEY)
+    token = bao.write_token(_KEY, folder / "openbao" / "token")
+    table = {"type": "transit", "address": bao.service.endpoint, "key_name": _KEY, "token_file": str(token)}
+    return KeystoreSetup("bao-fra", table, backend="OpenBao, the real server", service=bao.service)
