@@ -74,10 +74,10 @@ class Installation:
             self.stack.masterkey("approve", ceremony, "--key", key, "--yes")
 
 
-def start_installation(folder: Path, count: int = 5) -> Installation:
+def start_installation(folder: Path, count: int = 5, *, one_keystore_process: bool = True) -> Installation:
     """Start a stack whose keystores are Transit keys of one OpenBao."""
     bao = start_openbao(folder / "openbao")
-    stack = Stack(folder, one_keystore_process=True)
+    stack = Stack(folder, one_keystore_process=one_keystore_process)
     stack.services["openbao"] = bao.service
     try:
         for index in range(1, count + 1):

@@ -118,9 +118,10 @@ class Tour:
 
     def search(self, acts: dict[str, Act]) -> dict[str, int]:
         """Let the receivers search for what they received, and add up what they looked at and found."""
+        temporal = [self.stack.temporal] if self.stack.temporal else []
         pids = [
             process.pid
-            for service in self.stack.services.values()
+            for service in [*self.stack.services.values(), *temporal]
             if service.running()
             for process in _family(service.process.pid)
         ]

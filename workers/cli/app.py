@@ -6,10 +6,11 @@ Exit 0 done, 1 refused or failed, 2 usage.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -75,4 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=hoist(sys.argv[1:] if arguments is None else arguments), prog_name="masterkey")
     except MasterKeyError as error:
         refuse(error)
-        sys.exit(1)
+        _exit(1)
+    except SystemExit as ended:
+        _exit(ended.code if isinstance(ended.code, int) else 1)
+
+
+def _exit(code: int) -> NoReturn:
+    # Not sys.exit: a thread of Temporal's Rust core may call back while the interpreter is torn down, which
+    # aborts the process ("PyGILState_Release: thread state must be current") after its work was done.
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

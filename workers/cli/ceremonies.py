@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic import ValidationError
 from rich.table import Table
+from rich.text import Text
 
-from workers.cli.output import OPTIONS, answer, run, say
+from workers.cli.output import OPTIONS, answer, plain, run, say
 from workers.cli.progress import lines, live
 from workflows.contracts.errors import ApprovalInvalid, ConfigurationInvalid, NotKnown, PlanInvalid
 
@@ -174,7 +175,8 @@ async def _list(everything: bool, limit: int) -> None:
     def text() -> None:
         table = Table("ceremony", "state", "opened", "what came of it", box=None)
         for entry in found:
-            table.add_row(entry.ceremony, entry.outcome or entry.phase, entry.opened_at[:16], entry.detail)
+            told = (entry.ceremony, entry.outcome or entry.phase, entry.opened_at[:16], entry.detail)
+            table.add_row(*(Text(plain(cell)) for cell in told))
         OPTIONS.console.print(table if found else "no ceremony is running")
 
     answer({"ceremonies": [entry.model_dump() for entry in found]}, text)

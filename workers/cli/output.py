@@ -49,9 +49,14 @@ def answer(data: dict[str, Any], text: Callable[[], None]) -> None:
         text()
 
 
+def plain(text: str) -> str:
+    """`text` without what could move a cursor or hide a word: an orchestrator is not trusted with a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
 def say(message: str) -> None:
     """A line about what is going on: for people, and never on standard output when that is for JSON."""
-    (OPTIONS.errors if OPTIONS.json else OPTIONS.console).print(message, markup=False)
+    (OPTIONS.errors if OPTIONS.json else OPTIONS.console).print(plain(message), markup=False)
 
 
 def refuse(error: MasterKeyError) -> None:

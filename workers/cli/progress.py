@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from workers.cli.output import OPTIONS
+from workers.cli.output import OPTIONS, plain
 from workflows.contracts.messages import CeremonyStatus
 
 _MARKS = {"waiting": "·", "asked": "…", "answered": "✓", "failed": "✗", "quarantined": "✗"}
@@ -33,7 +33,7 @@ def lines(status: CeremonyStatus) -> list[str]:
         found.append(f"  {_MARKS[keystore.state]} {keystore.keystore} {keystore.state}{told}")
     if status.detail:
         found.append(f"  {status.detail}")
-    return found
+    return [plain(line) for line in found]
 
 
 @contextmanager
