@@ -21,8 +21,7 @@ from __future__ import annotations
 import hmac
 import re
 import time
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from binascii import Error as NotBase64
+from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -288,7 +287,7 @@ class AzureKeyVault:
         """A field of an answer, decoded; of one of these lengths, if any are given."""
         try:
             data = _decode(answer[field])
-        except (KeyError, TypeError, ValueError, NotBase64):
+        except (KeyError, TypeError, ValueError):
             data = b""
         if not data or (lengths and len(data) not in lengths):
             raise self._error(KeystoreUnavailable, f"the answer's {field} is not what was asked for")
@@ -340,4 +339,4 @@ def _encode(data: bytes) -> str:
 
 
 def _decode(text: str) -> bytes:
-    return urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    return b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)

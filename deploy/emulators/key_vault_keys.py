@@ -9,9 +9,10 @@ import json
 import os
 import secrets
 import time
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64decode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +53,7 @@ def encode(data: bytes) -> str:
 def decode(body: Json, name: str) -> bytes:
     """A field of a request; raises Refused if it is missing or not base64url."""
     try:
-        return urlsafe_b64decode(body[name] + "=" * (-len(body[name]) % 4))
+        return b64decode(body[name] + "=" * (-len(body[name]) % 4), altchars=b"-_", validate=True)
     except (KeyError, TypeError, ValueError):
         raise Refused(400, "BadParameter", f"Property '{name}' is required and has to be base64url.") from None
 
@@ -83,9 +84,7 @@ class Version:
     @property
     def private_key(self) -> rsa.RSAPrivateKey:
         """The RSA key."""
-        key = serialization.load_der_private_key(self.secret, None)
-        assert isinstance(key, rsa.RSAPrivateKey)  # noqa: S101 - made or checked by us
-        return key
+        return _private_key(self.secret)
 
 
 class KeyStore:
@@ -134,9 +133,8 @@ class KeyStore:
     def update(self, name: str, version: str, body: Json) -> Json:
         """Change attributes and operations."""
         version, found = self._find(name, version)
-        found.attributes |= {
-            key: body["attributes"][key] for key in ("enabled", "nbf", "exp") if key in body["attributes"]
-        }
+        changes = body.get("attributes") or {}
+        found.attributes |= {key: changes[key] for key in ("enabled", "nbf", "exp") if key in changes}
         found.key_ops = body.get("key_ops") or found.key_ops
         found.updated = int(time.time())
         self._save()
@@ -262,6 +260,13 @@ class KeyStore:
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
             json.dump({"keys": keys, "deleted": self._deleted}, stream)
         new.replace(self._state)
+
+
+@lru_cache
+def _private_key(material: bytes) -> rsa.RSAPrivateKey:
+    key = serialization.load_der_private_key(material, None)
+    assert isinstance(key, rsa.RSAPrivateKey)  # noqa: S101 - we made it
+    return key
 
 
 def _open_gcm(key: bytes, iv: bytes, sealed: bytes, aad: bytes) -> bytes:

@@ -6,15 +6,20 @@ and is told by a test what else to do.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from deploy.emulators.fault_proxy import FaultProxy, Rule
+from deploy.emulators.key_vault import certificate_for_localhost
 from workers.embedded.drongo import start_drongo
+from workers.embedded.key_vault import KeyVault, start_key_vault
 from workers.embedded.moto import CREDENTIALS, start_moto
 from workers.embedded.openbao import OpenBao, start_openbao
 from workers.embedded.process import Service
+from workers.embedded.softhsm import SoftToken, make_token
 
 
 @pytest.fixture(scope="session")
@@ -92,3 +97,69 @@ def drongo_proxy(_drongo_proxy: FaultProxy) -> Iterator[FaultProxy]:
 def openbao_proxy(_openbao_proxy: FaultProxy) -> Iterator[FaultProxy]:
     """A proxy before OpenBao."""
     yield from _honest(_openbao_proxy)
+
+
+class TlsFaultProxy(FaultProxy):
+    """A fault proxy that is reached over TLS, as Azure's SDK demands.
+
+    Attributes:
+        ca_file: the certificate to trust.
+    """
+
+    def __init__(self, upstream: str, *, tls: ssl.SSLContext, folder: Path) -> None:
+        super().__init__(upstream, tls=tls)
+        certificate = certificate_for_localhost(folder)
+        self.ca_file = folder / "ca.pem"
+        self._server.socket = certificate.wrap_socket(
+            self._server.socket, server_side=True, do_handshake_on_connect=False
+        )
+
+    @property
+    def url(self) -> str:
+        return super().url.replace("http:", "https:")
+
+
+@pytest.fixture(scope="session")
+def key_vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyVault]:
+    """Azure Key Vault, as its stand-in speaks for it."""
+    vault = start_key_vault(tmp_path_factory.mktemp("key-vault"))
+    yield vault
+    vault.service.stop()
+
+
+@pytest.fixture(scope="session")
+def managed_hsm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyVault]:
+    """A Managed HSM, as its stand-in speaks for it."""
+    hsm = start_key_vault(tmp_path_factory.mktemp("managed-hsm"), flavour="managed-hsm")
+    yield hsm
+    hsm.service.stop()
+
+
+@pytest.fixture(scope="session")
+def _key_vault_proxy(key_vault: KeyVault, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsFaultProxy]:
+    folder = tmp_path_factory.mktemp("key-vault-proxy")
+    with TlsFaultProxy(key_vault.service.endpoint, tls=key_vault.trust(), folder=folder) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def key_vault_proxy(_key_vault_proxy: TlsFaultProxy) -> Iterator[FaultProxy]:
+    """A proxy before the Key Vault stand-in, over TLS; `ca_file` is the certificate to trust."""
+    yield from _honest(_key_vault_proxy)
+
+
+@pytest.fixture(scope="session")
+def soft_tokens(tmp_path_factory: pytest.TempPathFactory) -> tuple[SoftToken, SoftToken]:
+    """Two tokens of SoftHSM with the same label, each with the keys `wrap` (AES) and `wrap-rsa`."""
+    folder = tmp_path_factory.mktemp("softhsm")
+    one = make_token(folder, name="one", rsa=["wrap-rsa"])
+    two = make_token(folder, name="two", rsa=["wrap-rsa"])
+    return one, two
+
+
+@pytest.fixture
+def soft_token(soft_tokens: tuple[SoftToken, SoftToken], monkeypatch: pytest.MonkeyPatch) -> SoftToken:
+    """The first of the two tokens, and the environment in which both are seen."""
+    for variable, value in soft_tokens[0].env.items():
+        monkeypatch.setenv(variable, value)
+    return soft_tokens[0]

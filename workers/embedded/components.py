@@ -33,9 +33,7 @@ def _aws(folder: Path) -> KeystoreSetup:
 def _azure(folder: Path) -> KeystoreSetup:
     vault = start_key_vault(folder / "key-vault")
     table = vault.settings(vault.create_key("wrap"))
-    return KeystoreSetup(
-        "azure-ams", table, backend="Key Vault stand-in over TLS, RSA-OAEP-256", service=vault.service
-    )
+    return KeystoreSetup("azure-ams", table, backend="Key Vault stand-in over TLS, RSA-OAEP-256", service=vault.service)
 
 
 def _gcp(folder: Path) -> KeystoreSetup:

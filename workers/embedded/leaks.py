@@ -14,7 +14,6 @@ import asyncio
 import base64
 import json
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -42,7 +41,7 @@ def patterns(key: bytes) -> list[bytes]:
 
 def count(data: bytes, searched: Sequence[bytes]) -> int:
     """How often any of the patterns occurs in `data`."""
-    return sum(len(re.findall(re.escape(pattern), data)) for pattern in searched)
+    return sum(data.count(pattern) for pattern in searched)
 
 
 def count_in_file(path: Path, searched: Sequence[bytes]) -> int:

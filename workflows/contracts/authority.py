@@ -326,6 +326,9 @@ def _approvers(
 
 def _check_governance(roster: Roster, plan: Plan, approvers: Sequence[str]) -> None:
     governance = roster.governance_of(plan.master_key)
+    if plan.governance_quorum < governance.quorum:
+        # The manifest keeps the plan's number: a lower one would outlive the roster that forbids it.
+        raise ApprovalInvalid(f"the plan asks for a smaller quorum than the roster's {governance.quorum}")
     standing = set(approvers) & set(governance.custodians)
     needed = required_quorum(plan, roster)
     if len(standing) < needed:

@@ -48,7 +48,10 @@ def decode64(text: str) -> bytes:
 def _utc_seconds(value: datetime) -> datetime:
     if value.tzinfo is None or value.microsecond:
         raise ValueError("a time is in whole seconds, with its time zone")
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("a time lies between the years 1 and 9999") from None
 
 
 def format_time(value: datetime) -> str:
@@ -123,7 +126,12 @@ class Document(Part):
             first = error.errors(include_input=False, include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "document"
             raise ApprovalInvalid(f"not a valid {cls.TYPE} document: {where}: {first['msg']}") from None
-        if document.canonical() != data:
+        try:
+            canonical = document.canonical()
+        except ValueError:
+            # RFC 8785 knows no integer above 2**53 - 1.
+            raise ApprovalInvalid(f"the {cls.TYPE} document holds what canonical JSON cannot") from None
+        if canonical != data:
             raise ApprovalInvalid(f"the {cls.TYPE} document is not in canonical form (RFC 8785)")
         return document
 

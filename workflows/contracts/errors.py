@@ -8,6 +8,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+_LONGEST = 2000
+
+
+def _one_line(text: str) -> str:
+    # Part of a message may come from whoever sent something wrong: it goes into the ledger and to terminals.
+    return "".join(c if c.isprintable() else " " for c in text[:_LONGEST])
+
 
 class MasterKeyError(Exception):
     """Base of all errors of this product.
@@ -22,10 +29,10 @@ class MasterKeyError(Exception):
     default_next_step: ClassVar[str] = "read the message, correct it and try again"
 
     def __init__(self, message: str, *, next_step: str = "", subject: str = "") -> None:
-        self.message = message
-        self.next_step = next_step or self.default_next_step
-        self.subject = subject
-        super().__init__(message)
+        self.message = _one_line(message)
+        self.next_step = _one_line(next_step) or self.default_next_step
+        self.subject = _one_line(subject)
+        super().__init__(self.message)
 
     @property
     def diagnostics(self) -> str:

@@ -1,0 +1,248 @@
+"""The attacker: a Temporal worker of its own, that calls whatever it likes on any task queue.
+
+`Puppet` is a workflow that executes named activities with any JSON; `Hostile` is the front that tests use.
+Failures come back as our errors, by type, so that a test reads as if it had called the role itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from temporalio import activity, workflow
+from temporalio.client import Client
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+
+from workflows.contracts import names
+from workflows.contracts.authority import Authority
+from workflows.contracts.canonical import Message, Signed
+from workflows.contracts.documents import Plan
+from workflows.contracts.errors import BY_NAME
+from workflows.contracts.messages import (
+    CheckDataKey,
+    DekAnswer,
+    Delivered,
+    DescribeKey,
+    GenerateDataKey,
+    NoteCommit,
+    OpenSession,
+    Protect,
+    Release,
+    SessionOpened,
+    StoredProtection,
+    UnwrapDataKey,
+)
+
+M = TypeVar("M", bound=Message)
+
+QUEUE = "attacker"
+
+
+class Unforeseen(Exception):
+    """A failure that is none of our errors; `type` is Temporal's."""
+
+
+@workflow.defn(name="Puppet", sandboxed=False)
+class Puppet:
+    """Executes one activity, whatever it is, wherever it is."""
+
+    @workflow.run
+    async def run(self, activity_name: str, queue: str, request: Any) -> dict[str, Any]:
+        """The answer, or the failure's type, message, next step and subject."""
+        try:
+            answer = await workflow.execute_activity(
+                activity_name,
+                request,
+                task_queue=queue,
+                start_to_close_timeout=timedelta(seconds=20),
+                schedule_to_close_timeout=timedelta(seconds=20),
+                retry_policy=RetryPolicy(maximum_attempts=1),
+            )
+        except ActivityError as error:
+            cause = error.cause
+            if isinstance(cause, ApplicationError):
+                return {"type": cause.type, "message": cause.message, "details": [str(d) for d in cause.details]}
+            return {"type": type(cause).__name__, "message": str(cause), "details": []}
+        return {"answer": answer}
+
+
+class Hostile:
+    """An orchestrator that sends what it likes."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    async def ask(self, activity_name: str, queue: str, request: Any) -> Any:
+        """Ask one activity on one queue, once.
+
+        Raises:
+            MasterKeyError: by type, as the role raised it.
+            Unforeseen: any other failure.
+        """
+        said = request.model_dump(mode="json") if isinstance(request, Message) else request
+        outcome = await self.client.execute_workflow(
+            "Puppet", args=[activity_name, queue, said], id=f"attack/{uuid.uuid4()}", task_queue=QUEUE, result_type=dict
+        )
+        if "answer" in outcome:
+            return outcome["answer"]
+        details = [*outcome["details"], "", ""]
+        kind = BY_NAME.get(outcome["type"])
+        if kind is None:
+            raise Unforeseen(f"{outcome['type']}: {outcome['message']}")
+        raise kind(outcome["message"], next_step=details[0], subject=details[1])
+
+    # --- a keystore worker, asked past the workflow -------------------------------------------------------
+
+    async def keystore(self, call: str, request: Message, result: type[M], *, at: str = "") -> M:
+        """Any call of a keystore; `at` sends it to another worker than the one it names."""
+        queue = names.keystore_queue(at or str(request.model_dump()["keystore"]))
+        return result.model_validate(await self.ask(call, queue, request))
+
+    async def describe(self, keystore: str) -> Signed:
+        """The key that a keystore uses."""
+        return await self.keystore(names.DESCRIBE_KEY, DescribeKey(keystore=keystore), Signed)
+
+    async def generate(self, keystore: str, index: int, authority: Authority, session: Signed) -> DekAnswer:
+        """A fresh DEK."""
+        request = GenerateDataKey(keystore=keystore, index=index, authority=authority, session=session)
+        return await self.keystore(names.GENERATE_DATA_KEY, request, DekAnswer)
+
+    async def unwrap(
+        self,
+        stored: StoredProtection,
+        index: int,
+        authority: Authority,
+        session: Signed,
+        *,
+        at: str = "",
+        **changes: Any,
+    ) -> DekAnswer:
+        """An unwrapped DEK of a stored protection."""
+        row = stored.shards[index - 1]
+        request = UnwrapDataKey(
+            keystore=at or row.keystore,
+            index=index,
+            authority=authority,
+            session=session,
+            manifest=stored.manifest,
+            wrapped_dek=row.wrapped_dek,
+        )
+        return await self.keystore(names.UNWRAP_DATA_KEY, request.model_copy(update=changes), DekAnswer)
+
+    async def check(self, stored: StoredProtection, index: int, **changes: Any) -> Signed:
+        """A proof that a DEK can be given back."""
+        row = stored.shards[index - 1]
+        request = CheckDataKey(
+            keystore=row.keystore,
+            index=index,
+            manifest=stored.manifest,
+            wrapped_dek=row.wrapped_dek,
+            nonce="ab" * 16,
+        )
+        return await self.keystore(names.CHECK_DATA_KEY, request.model_copy(update=changes), Signed)
+
+    async def note(self, keystore: str, manifest: Signed) -> None:
+        """Tell a keystore what is in force."""
+        await self.keystore(names.NOTE_COMMIT, NoteCommit(keystore=keystore, manifest=manifest), Message)
+
+    # --- the strongroom, asked past the workflow ----------------------------------------------------------
+
+    async def open(self, plan: Plan, purpose: str, attempt: int = 1) -> SessionOpened:
+        """A session for a plan; nobody has to approve that."""
+        request = {"purpose": purpose, "plan": plan.canonical().decode(), "attempt": attempt}
+        answer = await self.ask(names.OPEN_SESSION, names.strongroom_queue("vault"), request)
+        return SessionOpened.model_validate(answer)
+
+    async def protect(self, opened: SessionOpened, authority: Authority, deks: Sequence[DekAnswer]) -> StoredProtection:
+        """Let a session protect."""
+        request = Protect(session=opened.session, authority=authority, deks=tuple(deks))
+        return StoredProtection.model_validate(await self.ask(names.PROTECT, opened.queue, request))
+
+    async def release(
+        self, opened: SessionOpened, authority: Authority, stored: StoredProtection, deks: Sequence[DekAnswer]
+    ) -> Delivered:
+        """Let a session release."""
+        request = Release(session=opened.session, authority=authority, protection=stored, deks=tuple(deks))
+        return Delivered.model_validate(await self.ask(names.RELEASE, opened.queue, request))
+
+    async def create(self, plan: Plan, authority: Authority, attempt: int = 1) -> StoredProtection:
+        """The whole of an init, past the workflow and past the ledger."""
+        assert plan.target is not None
+        opened = await self.open(plan, "protect", attempt)
+        deks = await asyncio.gather(
+            *(
+                self.generate(place.keystore, place.index, authority, opened.announcement)
+                for place in plan.target.shards
+            )
+        )
+        return await self.protect(opened, authority, deks)
+
+
+@asynccontextmanager
+async def hostile(client: Client) -> AsyncIterator[Hostile]:
+    """An attacker at work."""
+    async with Worker(client, task_queue=QUEUE, workflows=[Puppet], workflow_runner=UnsandboxedWorkflowRunner()):
+        yield Hostile(client)
+
+
+@asynccontextmanager
+async def impostor(
+    client: Client, queue: str, *, activities: Sequence[Any] = (), workflows: Sequence[type] = ()
+) -> AsyncIterator[None]:
+    """A worker of the attacker's on somebody else's task queue."""
+    async with Worker(
+        client,
+        task_queue=queue,
+        activities=list(activities),
+        workflows=list(workflows),
+        workflow_runner=UnsandboxedWorkflowRunner(),
+    ):
+        yield
+
+
+@contextmanager
+def altered_ledger(file: Path, *statements: tuple[str, tuple[Any, ...]]) -> Iterator[None]:
+    """Alter rows of the ledger as whoever has the database can; everything is put back afterwards."""
+    tables = ("events", "chain_head", "shards", "protections", "master_keys", "ceremonies")
+    with sqlite3.connect(file, isolation_level=None, timeout=10) as connection:
+        triggers = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        connection.execute("PRAGMA foreign_keys = OFF")
+        connection.execute("BEGIN IMMEDIATE")
+        for table in tables:
+            connection.execute(f"CREATE TABLE saved_{table} AS SELECT rowid AS saved_rowid, * FROM {table}")  # noqa: S608
+        for name, _ in triggers:
+            connection.execute(f"DROP TRIGGER {name}")
+        for statement, values in statements:
+            assert connection.execute(statement, values).rowcount > 0, f"nothing was altered by {statement}"
+        connection.execute("COMMIT")
+    try:
+        yield
+    finally:
+        with sqlite3.connect(file, isolation_level=None, timeout=10) as connection:
+            connection.execute("PRAGMA foreign_keys = OFF")
+            connection.execute("BEGIN IMMEDIATE")
+            for table in tables:
+                _put_back(connection, table)
+            for _, sql in triggers:
+                connection.execute(sql)
+            connection.execute("COMMIT")
+
+
+def _put_back(connection: sqlite3.Connection, table: str) -> None:
+    # What came in the meantime stays; what was there before is again as it was. The head has moved on.
+    columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+    listed = ", ".join(columns)
+    if table != "chain_head":
+        connection.execute(f"INSERT OR REPLACE INTO {table} ({listed}) SELECT {listed} FROM saved_{table}")  # noqa: S608
+    connection.execute(f"DROP TABLE saved_{table}")
+
+
+__all__ = ["Hostile", "Puppet", "Unforeseen", "activity", "altered_ledger", "hostile", "impostor"]

@@ -1,0 +1,197 @@
+"""How long an unseal takes, and a bare workflow of the same shape on the same server.
+
+- `seal`, 1 of 2: from the start of the workflow to its result, as a client sees it.
+- `sss`, 3 of 5: from the sending of the third approval to the result; the other two were counted before.
+
+Server, keystores, ledger and sessions are real, and each role is a process of its own; so are the roles of the
+bare workflow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from temporalio.client import Client, WorkflowHandle
+
+from activities.identity import Identity
+from activities.strongroom.hpke import PrivateKey
+from tests.bench import bare
+from tests.bench.measure import Row, milliseconds_since, take_turns_async
+from tests.conftest import Installation
+from workers import ceremony_client
+from workers.embedded.process import Service, launch_service, wait_until_ready
+from workflows.contracts.authority import parse_plan
+from workflows.contracts.canonical import Signed, seconds
+from workflows.contracts.documents import SUITE, Approval, Manifest, Mode, RecipientRequest
+from workflows.contracts.messages import InitRequest, InitResult, ShardRequest, UnsealRequest, UnsealResult
+from workflows.contracts.names import new_ceremony_id
+
+APPROVERS = ("carol", "dave", "erin")
+SHAPES: dict[Mode, tuple[int, int]] = {"seal": (1, 2), "sss": (3, 5)}
+"""Threshold and number of shards of the two MasterKeys that are measured."""
+AIM = "<= 2"
+
+
+def start_bare_workers(installation: Installation) -> dict[str, Service]:
+    """One process for each role, as the product has them."""
+    stack = installation.stack
+    started: dict[str, Service] = {}
+    for role in bare.ROLES:
+        log = installation.folder / "logs" / f"bare-{role}.log"
+        command = [sys.executable, "-m", bare.__name__, role]
+        started[role] = launch_service(
+            f"bare {role}", command, log=log, env=stack.environment(), cwd=Path(__file__).parents[2]
+        )
+        stack.services[f"bare {role}"] = started[role]
+    for service in started.values():
+        wait_until_ready(service, lambda log=service.log: bare.READY.encode() in log.read_bytes())  # type: ignore[misc]
+    return started
+
+
+@dataclass
+class Unseals:
+    """Ceremonies of one installation, driven as a client and custodians drive them."""
+
+    installation: Installation
+    client: Client
+
+    def identity(self, name: str) -> Identity:
+        """The key of a custodian, the recipient or the strongroom."""
+        return Identity.load(self.installation.folder / "keys" / name)
+
+    async def init(self, mode: Mode) -> str:
+        """Create a MasterKey, and give its name."""
+        name, (threshold, count) = self.installation.fresh_name(), SHAPES[mode]
+        request = InitRequest(
+            ceremony=new_ceremony_id(name, "init"),
+            master_key=name,
+            mode=mode,
+            threshold=threshold,
+            shards=tuple(ShardRequest(keystore=f"bao-{index}") for index in range(1, count + 1)),
+        )
+        handle = await ceremony_client.start(self.client, "InitWorkflow", request)
+        for approval in await self.approvals(handle):
+            await handle.execute_update("submit", approval)
+        await ceremony_client.watch(handle, InitResult, lambda status: None)
+        return name
+
+    async def approvals(self, handle: WorkflowHandle[Any, Any]) -> list[Signed]:
+        """Approvals of three custodians, as soon as there is a plan to sign."""
+        while (status := await ceremony_client._status(handle)).phase != "quorum":
+            await asyncio.sleep(0.01)
+        assert status.plan is not None
+        plan, now = parse_plan(status.plan), seconds(datetime.now(UTC))
+        return [
+            identity.sign(
+                Approval(
+                    decision="approve",
+                    plan=plan,
+                    plan_digest=plan.digest,
+                    custodian=identity.fingerprint,
+                    issued=now,
+                    expires=plan.expires,
+                )
+            )
+            for identity in map(self.identity, APPROVERS)
+        ]
+
+    def request(self, name: str) -> UnsealRequest:
+        """A recipient's signed request for the protection that is in force."""
+        signed = Signed.model_validate(self._manifests(name))
+        manifest, now, identity = Manifest.parse(signed.document.encode()), datetime.now(UTC), self.identity("recipient")
+        request = RecipientRequest(
+            master_key=name,
+            ceremony=new_ceremony_id(name, "unseal"),
+            manifest=signed.digest,
+            epoch=manifest.epoch,
+            recipient=identity.fingerprint,
+            suite=SUITE,
+            hpke_public_key=PrivateKey().public_key,
+            strongroom=manifest.strongroom,
+            nonce=secrets.token_hex(16),
+            issued=seconds(now),
+            expires=seconds(now) + timedelta(minutes=4),
+        )
+        return UnsealRequest(ceremony=request.ceremony, master_key=name, request=identity.sign(request))
+
+    def _manifests(self, name: str) -> dict[str, str]:
+        record = self.installation.ledger.protection(name)
+        return {"document": record.manifest, "signature": record.signature}
+
+    async def seal(self, name: str) -> float:
+        """Milliseconds from start to result."""
+        request = self.request(name)
+        start = time.perf_counter()
+        handle = await ceremony_client.start(self.client, "UnsealWorkflow", request)
+        UnsealResult.model_validate(await handle.result())
+        return milliseconds_since(start)
+
+    async def sss(self, name: str) -> float:
+        """Milliseconds from the sending of the last approval to the result."""
+        handle = await ceremony_client.start(self.client, "UnsealWorkflow", self.request(name))
+        *first, last = await self.approvals(handle)
+        for approval in first:
+            await handle.execute_update("submit", approval)
+        start = time.perf_counter()
+        await handle.execute_update("submit", last)
+        UnsealResult.model_validate(await handle.result())
+        return milliseconds_since(start)
+
+    async def bare(self, mode: Mode) -> float:
+        """As `seal` and `sss`, with the workflow that does nothing."""
+        start = time.perf_counter()
+        handle = await self.client.start_workflow(
+            "BareUnseal", SHAPES[mode][0], id=f"bare/{secrets.token_hex(8)}", task_queue=bare.LEDGER
+        )
+        if mode == "sss":
+            while not await handle.query("waits"):
+                await asyncio.sleep(0.01)
+            start = time.perf_counter()
+            await handle.execute_update("approve")
+        await handle.result()
+        return milliseconds_since(start)
+
+    async def check_shapes(self) -> None:
+        """Fail unless product and bare workflow have run the same activities."""
+        pairs = {}
+        async for found in self.client.list_workflows('WorkflowType in ("UnsealWorkflow", "BareUnseal")'):
+            history = await self.client.get_workflow_handle(found.id, run_id=found.run_id).fetch_history()
+            names = [
+                event.activity_task_scheduled_event_attributes.activity_type.name
+                for event in history.events
+                if event.HasField("activity_task_scheduled_event_attributes")
+            ]
+            mode = "sss" if "record_plan" in names else "seal"
+            pairs[mode, found.workflow_type] = Counter(names)
+        for mode in SHAPES:
+            ours, theirs = pairs[mode, "UnsealWorkflow"], pairs[mode, "BareUnseal"]
+            if ours != theirs:
+                raise AssertionError(f"the bare workflow is not of the shape of {mode}: {ours} and {theirs}")
+
+
+async def measure(installation: Installation, client: Client, rounds: int) -> list[Row]:
+    """The two modes, each with its baseline."""
+    unseals = Unseals(installation, client)
+    names = {mode: await unseals.init(mode) for mode in SHAPES}
+    found = await take_turns_async(
+        {
+            "bare seal": lambda: unseals.bare("seal"),
+            "seal": lambda: unseals.seal(names["seal"]),
+            "bare sss": lambda: unseals.bare("sss"),
+            "sss": lambda: unseals.sss(names["sss"]),
+        },
+        rounds,
+    )
+    await unseals.check_shapes()
+    return [
+        Row("unseal", what, "ms", found[mode], found[f"bare {mode}"], "bare workflow, same activities", AIM)
+        for mode, what in (("seal", "seal, 1 of 2: start to result"), ("sss", "sss, 3 of 5: last approval to result"))
+    ]

@@ -1,0 +1,1 @@
+"""The emulators against recordings of what they stand for."""

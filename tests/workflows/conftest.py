@@ -1,0 +1,30 @@
+"""Fixtures: the shared installation as a house, and a house that tests may break."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+
+from tests.conftest import Installation
+from tests.workflows.gated import GatedHouse
+from tests.workflows.people import House
+
+
+@pytest.fixture(scope="session")
+def house(installation: Installation, client: Client) -> House:
+    """The installation that all tests share: nothing in it may be broken."""
+    return House.of(installation.stack, client, installation.fresh_name)
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
+async def gated(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GatedHouse]:
+    """An installation of three keystores whose processes may be killed, and stopped at every activity."""
+    found = GatedHouse.start(tmp_path_factory.mktemp("gated"))
+    assert found.stack.temporal is not None
+    found.client = await Client.connect(found.stack.temporal.endpoint, data_converter=pydantic_data_converter)
+    yield found
+    found.stop()

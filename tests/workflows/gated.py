@@ -1,0 +1,212 @@
+"""Workers that stop where a test says, so that something may be killed exactly there.
+
+The workers are the product's own roles in processes of their own, with an interceptor around their
+activities. A test asks for a gate with a file, `gates/NAME.ACTIVITY.before` or `.after`: the next activity of
+that kind for that MasterKey stops before its work, or after its work and before its answer. It renames the
+file to `....reached` and waits until the test removes that.
+
+By hand: `python -m tests.workflows.gated GATES CONFIG ROLE [KEYSTORE...]`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from temporalio import activity
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+
+from deploy.emulators.fault_proxy import FaultProxy
+from tests.conftest import NAMES
+from tests.workflows.people import House
+from workers import roles
+from workers.config import Configuration
+from workers.embedded.openbao import start_openbao
+from workers.embedded.process import Service, launch_service, wait_until_ready
+from workers.embedded.stack import KeystoreSetup, Stack
+
+_MASTER_KEY = re.compile(r"^masterkey/([a-z0-9-]+)")
+
+
+class Gates(Interceptor):
+    """Stops activities at gates."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
+        return _Gate(next, self._folder)
+
+
+class _Gate(ActivityInboundInterceptor):
+    def __init__(self, inner: ActivityInboundInterceptor, folder: Path) -> None:
+        super().__init__(inner)
+        self._folder = folder
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+        await self._stop("before")
+        answer = await super().execute_activity(input)
+        await self._stop("after")
+        return answer
+
+    async def _stop(self, when: str) -> None:
+        info = activity.info()
+        match = _MASTER_KEY.match(info.workflow_id or "")
+        gate = self._folder / f"{match.group(1) if match else 'none'}.{info.activity_type}.{when}"
+        reached = gate.with_name(gate.name + ".reached")
+        try:
+            gate.rename(reached)
+        except FileNotFoundError:
+            return
+        while reached.exists():
+            activity.heartbeat()
+            await asyncio.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A gate that a test has asked for."""
+
+    file: Path
+
+    @property
+    def reached(self) -> bool:
+        """Whether an activity waits at it."""
+        return self.file.with_name(self.file.name + ".reached").exists()
+
+    def open(self) -> None:
+        """Let the activity go on, or take the gate away."""
+        for path in (self.file, self.file.with_name(self.file.name + ".reached")):
+            path.unlink(missing_ok=True)
+
+
+@dataclass
+class GatedStack(Stack):
+    """A stack whose workers stop at gates."""
+
+    @property
+    def gates(self) -> Path:
+        """Where tests ask for gates."""
+        return self.folder / "gates"
+
+    def _launch(self, role: str) -> Callable[[], None]:
+        words = role.split("-", 1) if role.startswith("keystore-") else [role]
+        own = self.keystores[words[1]].env if len(words) > 1 else {}
+        log = self.folder / "logs" / f"{role}.log"
+        start = log.stat().st_size if log.exists() else 0
+        config = str(self.folder / f"{role}.toml")
+        service = self.services[role] = launch_service(
+            role,
+            [sys.executable, "-m", "tests.workflows.gated", str(self.gates), config, *words],
+            log=log,
+            env={**self.environment(), **own},
+        )
+        return lambda: wait_until_ready(service, lambda: roles.READY.encode() in log.read_bytes()[start:])
+
+
+@dataclass
+class GatedHouse(House):
+    """A house that tests may break; each leaves it whole."""
+
+    proxies: tuple[FaultProxy, ...] = ()
+
+    @classmethod
+    def start(cls, folder: Path, count: int = 3) -> GatedHouse:
+        """Start everything; each keystore has a process and a proxy of its own."""
+        bao = start_openbao(folder / "openbao")
+        proxies = []
+        stack = GatedStack(folder)
+        stack.services["openbao"] = bao.service
+        stack.gates.mkdir(parents=True)
+        try:
+            for index in range(1, count + 1):
+                proxies.append(FaultProxy(bao.service.endpoint).__enter__())
+                key = f"wrap-{index}"
+                bao.create_key(key)
+                token = bao.write_token(key, folder / f"{key}.token")
+                table = {"type": "transit", "address": proxies[-1].url, "key_name": key, "token_file": str(token)}
+                stack.keystores[f"bao-{index}"] = KeystoreSetup(f"bao-{index}", table, backend="OpenBao")
+            stack.start_temporal()
+            stack.make_keys()
+            stack.make_roster(master_keys=NAMES)
+            stack.write_configurations()
+            stack.upgrade_ledger()
+            stack.start_roles()
+        except BaseException:
+            stack.stop()
+            raise
+        fresh = iter(NAMES)
+        return cls(stack, None, lambda: next(fresh), proxies=tuple(proxies))  # type: ignore[arg-type]
+
+    def stop(self) -> None:
+        """Stop everything."""
+        self.stack.stop()
+        for proxy in self.proxies:
+            proxy.__exit__(None, None, None)
+
+    def gate(self, master_key: str, activity_type: str, when: str = "before") -> Gate:
+        """Ask for a gate."""
+        assert isinstance(self.stack, GatedStack)
+        file = self.stack.gates / f"{master_key}.{activity_type}.{when}"
+        file.touch()
+        return Gate(file)
+
+    def worker(self, role: str) -> Service:
+        """The process of a role."""
+        return self.stack.services[role]
+
+    def kill(self, *some: str) -> None:
+        """SIGKILL workers."""
+        for role in some:
+            self.worker(role).kill()
+
+    def start_again(self, *some: str) -> None:
+        """Start workers that were killed."""
+        waits = [self.stack._launch(role) for role in some]
+        for wait in waits:
+            wait()
+
+    def kill_temporal(self) -> None:
+        """SIGKILL Temporal's server."""
+        assert self.stack.temporal is not None
+        self.stack.temporal.kill()
+
+    def start_temporal_again(self) -> None:
+        """Start it on the same database and port."""
+        assert self.stack.temporal is not None
+        self.stack.start_temporal(port=int(self.stack.temporal.endpoint.rpartition(":")[2]))
+
+
+async def wait_for_gates(gates: Sequence[Gate], limit: float = 30.0) -> None:
+    """Wait until an activity stands at each gate."""
+    deadline = time.monotonic() + limit
+    while not all(gate.reached for gate in gates):
+        missing = [gate.file.name for gate in gates if not gate.reached]
+        assert time.monotonic() < deadline, f"nobody came to {missing}"
+        await asyncio.sleep(0.05)
+
+
+def main() -> None:
+    """Run a role with gates."""
+    gates, config, role, *keystores = sys.argv[1:]
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    roles.Worker = functools.partial(roles.Worker, interceptors=[Gates(Path(gates))])  # type: ignore[misc, assignment]
+    configuration = Configuration.load(Path(config))
+    if role == "orchestrator":
+        asyncio.run(roles.run_orchestrator(configuration))
+    elif role == "strongroom":
+        asyncio.run(roles.run_strongroom(configuration))
+    else:
+        asyncio.run(roles.run_keystores(configuration, keystores))
+
+
+if __name__ == "__main__":
+    main()

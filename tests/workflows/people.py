@@ -1,0 +1,251 @@
+"""What people do in these tests, without the command line: start ceremonies, sign, receive.
+
+A `House` is a running installation seen through Temporal, with everybody's keys at hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle, WorkflowHistory
+
+from activities.identity import Identity
+from activities.ledger.store import Ledger
+from activities.recipient import open_delivery
+from activities.roster import RosterSource
+from activities.strongroom.hpke import PrivateKey
+from workers import ceremony_client
+from workers.embedded.stack import CUSTODIANS, Stack
+from workers.ssh import sign_with_key
+from workflows.contracts import names
+from workflows.contracts.canonical import Document, Signed, seconds
+from workflows.contracts.documents import SUITE, Approval, Manifest, Plan, RecipientRequest
+from workflows.contracts.errors import MasterKeyError
+from workflows.contracts.messages import (
+    CeremonyStatus,
+    InitRequest,
+    InitResult,
+    ShardRequest,
+    UnsealRequest,
+    UnsealResult,
+)
+from workflows.contracts.roster import RosterChain
+
+T = TypeVar("T")
+
+Handle = WorkflowHandle[Any, Any]
+
+
+async def eventually(found: Callable[[], Awaitable[T | None]], limit: float = 30.0, pause: float = 0.05) -> T:
+    """Ask until the answer is not None or false; fails after so many seconds."""
+    deadline = time.monotonic() + limit
+    while True:
+        answer = await found()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(pause)
+
+
+@dataclass
+class Asked:
+    """An unseal that was started: its handle, and what its recipient holds."""
+
+    handle: Handle
+    request: RecipientRequest
+    key: PrivateKey
+
+
+@dataclass
+class House:
+    """A running installation, seen through Temporal."""
+
+    stack: Stack
+    client: Client
+    fresh_name: Callable[[], str]
+    _identities: dict[str, Identity] = field(default_factory=dict)
+    _rsa_keys: dict[str, Path] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stack: Stack, client: Client, fresh_name: Callable[[], str] | None = None) -> House:
+        """The house of a stack; its roster enrols the recipient for `mk-0`, `mk-1` and so on."""
+        numbers = itertools.count()
+        return cls(stack, client, fresh_name or (lambda: f"mk-{next(numbers)}"))
+
+    # --- what is on this machine -----------------------------------------------------------------------------
+
+    @property
+    def chain(self) -> RosterChain:
+        """The verified roster."""
+        return RosterSource(self.stack.folder / "roster.json", self.stack.genesis).load()
+
+    @property
+    def ledger(self) -> Ledger:
+        """The orchestrator's ledger, opened by this process."""
+        return Ledger(f"sqlite:///{self.stack.folder / 'masterkey.db'}")
+
+    @property
+    def keystores(self) -> list[str]:
+        """Names of all keystores."""
+        return list(self.stack.keystores)
+
+    # --- signing ---------------------------------------------------------------------------------------------
+
+    def identity(self, name: str) -> Identity:
+        """The Ed25519 identity of somebody."""
+        if name not in self._identities:
+            self._identities[name] = Identity.load(self.stack.folder / "keys" / name)
+        return self._identities[name]
+
+    def sign(self, name: str, document: Document) -> Signed:
+        """A document signed by somebody; bob's key is RSA, and ssh-keygen signs for him."""
+        if name != "bob":
+            return self.identity(name).sign(document)
+        data = document.canonical()
+        signature = sign_with_key(data, self.stack.folder / "keys" / name, document.TYPE)
+        return Signed(document=data.decode(), signature=signature)
+
+    def fingerprint(self, name: str) -> str:
+        """The fingerprint of a custodian's key."""
+        return next(c.fingerprint for c in self.chain.current.custodians if c.name == name)
+
+    def decision(self, name: str, plan: Plan, decision: str = "approve", **changes: Any) -> Signed:
+        """A custodian's signed decision on a plan."""
+        fields: dict[str, Any] = {
+            "decision": decision,
+            "plan": plan,
+            "plan_digest": plan.digest,
+            "custodian": self.fingerprint(name),
+            "issued": seconds(datetime.now(UTC)),
+            "expires": plan.expires,
+        }
+        return self.sign(name, Approval(**{**fields, **changes}))
+
+    # --- ceremonies ------------------------------------------------------------------------------------------
+
+    def init_request(self, name: str, mode: str = "sss", threshold: int = 2, count: int = 3, **more: Any) -> InitRequest:
+        """A request to create a MasterKey over the first keystores."""
+        fields: dict[str, Any] = {
+            "ceremony": names.new_ceremony_id(name, "init"),
+            "master_key": name,
+            "mode": mode,
+            "threshold": threshold if mode == "sss" else 1,
+            "shards": tuple(ShardRequest(keystore=keystore) for keystore in self.keystores[:count]),
+        }
+        return InitRequest(**{**fields, **more})
+
+    async def start_init(self, name: str, mode: str = "sss", threshold: int = 2, count: int = 3, **more: Any) -> Handle:
+        """Start an init; it waits for its quorum."""
+        return await ceremony_client.start(
+            self.client, "InitWorkflow", self.init_request(name, mode, threshold, count, **more)
+        )
+
+    async def init(self, name: str, mode: str = "sss", threshold: int = 2, count: int = 3, **more: Any) -> InitResult:
+        """Create a MasterKey with three approvals."""
+        handle = await self.start_init(name, mode, threshold, count, **more)
+        await self.approve(handle, CUSTODIANS[:3])
+        return InitResult.model_validate(await handle.result())
+
+    async def ask(self, name: str, made: InitResult, lifetime: timedelta | None = None, **more: Any) -> Asked:
+        """Become the recipient: start an unseal of what an init has made."""
+        manifest = Manifest.parse(made.manifest.document.encode())
+        key, now = PrivateKey(), seconds(datetime.now(UTC))
+        longest = timedelta(minutes=4) if manifest.mode == "seal" else timedelta(hours=1)
+        ceremony = names.new_ceremony_id(name, "unseal")
+        fields: dict[str, Any] = {
+            "master_key": name,
+            "ceremony": ceremony,
+            "manifest": made.manifest.digest,
+            "epoch": manifest.epoch,
+            "recipient": self.identity("recipient").fingerprint,
+            "suite": SUITE,
+            "hpke_public_key": key.public_key,
+            "strongroom": self.identity("strongroom").fingerprint,
+            "nonce": secrets.token_hex(16),
+            "issued": now,
+            "expires": now + (lifetime or longest),
+        }
+        request = RecipientRequest(**{**fields, **more})
+        start = UnsealRequest(ceremony=ceremony, master_key=name, request=self.sign("recipient", request))
+        return Asked(await ceremony_client.start(self.client, "UnsealWorkflow", start), request, key)
+
+    def receive(self, asked: Asked, result: UnsealResult, made: InitResult) -> bytes:
+        """Open a delivery, as the recipient's process does."""
+        return open_delivery(
+            result.delivered, asked.request, self.chain, asked.key, made.kcv, datetime.now(UTC)
+        )
+
+    async def unseal(self, name: str, made: InitResult, approvers: Sequence[str] = CUSTODIANS[:3]) -> bytes:
+        """Receive a MasterKey; its KCV is checked."""
+        asked = await self.ask(name, made)
+        if Manifest.parse(made.manifest.document.encode()).mode == "sss":
+            await self.approve(asked.handle, approvers)
+        return self.receive(asked, UnsealResult.model_validate(await asked.handle.result()), made)
+
+    async def status(self, handle: Handle) -> CeremonyStatus:
+        """What a ceremony is doing."""
+        found: CeremonyStatus = await handle.query("status", result_type=CeremonyStatus)
+        return found
+
+    async def reach(self, handle: Handle, *phases: str, limit: float = 30.0) -> CeremonyStatus:
+        """Wait until a ceremony is in one of these phases."""
+
+        async def there() -> CeremonyStatus | None:
+            found = await self.status(handle)
+            return found if found.phase in phases else None
+
+        return await eventually(there, limit)
+
+    async def plan(self, handle: Handle) -> Plan:
+        """The plan, once custodians are asked about it."""
+        found = await self.reach(handle, "quorum")
+        assert found.plan is not None
+        return Plan.parse(found.plan.encode())
+
+    async def approve(self, handle: Handle, who: Iterable[str]) -> None:
+        """Let custodians approve, by signal."""
+        plan = await self.plan(handle)
+        for name in who:
+            await handle.signal("approve", self.decision(name, plan))
+
+
+async def failure(handle: Handle) -> MasterKeyError:
+    """The error with which a ceremony ends."""
+    try:
+        await handle.result()
+    except WorkflowFailureError as error:
+        return ceremony_client.workflow_error(error)
+    raise AssertionError("the ceremony did not fail")
+
+
+def types(history: WorkflowHistory) -> Counter[str]:
+    """How often each type of event stands in a history, by its short name."""
+    return Counter(EventType.Name(event.event_type).removeprefix("EVENT_TYPE_") for event in history.events)
+
+
+def scheduled(history: WorkflowHistory) -> Counter[str]:
+    """How often each activity was scheduled."""
+    return Counter(
+        event.activity_task_scheduled_event_attributes.activity_type.name
+        for event in history.events
+        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED
+    )
+
+
+async def clean(handle: Handle) -> WorkflowHistory:
+    """The history of a ceremony in which no workflow task ever failed or ran out of time."""
+    history = await handle.fetch_history()
+    found = types(history)
+    assert found["WORKFLOW_TASK_FAILED"] == 0, "a workflow task failed"
+    assert found["WORKFLOW_TASK_TIMED_OUT"] == 0, "a workflow task ran out of time"
+    return history
