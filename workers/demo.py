@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -322,18 +322,18 @@ def _print(data: dict[str, Any]) -> None:
         keystores.add_row(entry["name"], entry["type"], entry["backend"])
     acts = Table("", "sss", "seal", title="what happened", title_justify="left")
     sss, seal = data["sss"], data["seal"]
-    rows = {
-        "MasterKey": lambda act: act["master_key"],
+    rows: dict[str, Callable[[dict[str, Any]], str]] = {
+        "MasterKey": lambda act: str(act["master_key"]),
         "recoverable from": lambda act: f"any {act['threshold']} of {act['shards']}",
         "keystores down": lambda act: ", ".join(act["keystores_down"]),
         "approved by": lambda act: ", ".join(act["approved_by"]) or "policy, no human",
         "served by": lambda act: ", ".join(act["served_by"]),
         "init / unseal": lambda act: f"{act['init_seconds']} s / {act['unseal_seconds']} s",
-        "key check value": lambda act: act["kcv"],
+        "key check value": lambda act: str(act["kcv"]),
         "the same key came back": lambda act: "yes" if act["kcv_matches"] else "NO",
     }
     for label, cell in rows.items():
-        acts.add_row(label, str(cell(sss)), str(cell(seal)))
+        acts.add_row(label, cell(sss), cell(seal))
     OPTIONS.console.print(keystores)
     OPTIONS.console.print(acts)
     looked = data["searched"]

@@ -238,13 +238,20 @@ class Ceremony:
         except MasterKeyError as error:
             outcome = _OUTCOMES.get(type(error).__name__, "failed")
             self.event("ended", "ceremony-failed", error=type(error).__name__, reason=error.message)
-            await self.close(outcome, error.diagnostics)
+            await self._close_if_possible(outcome, error.diagnostics)
             raise as_failure(error) from None
         except asyncio.CancelledError:
             # Cleaning up is shielded: the cancellation has done its work by ending `work`.
             self.event("ended", "ceremony-cancelled")
-            await asyncio.shield(asyncio.ensure_future(self.close("refused", "cancelled by an operator")))
+            await asyncio.shield(asyncio.ensure_future(self._close_if_possible("refused", "cancelled by an operator")))
             raise
+
+    async def _close_if_possible(self, outcome: str, detail: str) -> None:
+        # A ledger that refuses the record must not hide what ended the ceremony, nor hang it for ever.
+        try:
+            await self.close(outcome, detail)
+        except MasterKeyError as error:
+            workflow.logger.error("the ledger refused the record of %s: %s", self.ceremony, error.message)
 
     # --- the quorum ----------------------------------------------------------------------------------
 

@@ -12,9 +12,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Protocol
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from workflows.contracts.canonical import canonical_json
 from workflows.contracts.errors import ConfigurationInvalid
@@ -49,7 +50,11 @@ class WrappedKey:
 
 
 class Keystore(Protocol):
-    """One configured KMS or HSM key. Every method raises only `KeystoreError`s."""
+    """One configured KMS or HSM key.
+
+    Every method raises `KeystoreError`s for what the service says, and `ConfigurationInvalid` for what only
+    the worker's administrator can mend (a key of the wrong kind, a secret that is not there).
+    """
 
     def describe(self) -> KeyRef:
         """Resolve the key, and prove that it is there, enabled, and may be used."""
@@ -71,6 +76,20 @@ def context_hash(context: Context) -> bytes:
     return hashlib.sha256(context_bytes(context)).digest()
 
 
+def protected_url(url: str) -> str:
+    """A URL over which a DEK may travel: `https`, or `http` to this machine alone.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "https" and parts.hostname:
+        return url
+    if parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1"):
+        return url
+    raise ValueError("an https URL is expected; plain http only to 127.0.0.1, because data keys travel over it")
+
+
 class KeystoreSettings(BaseModel):
     """What every kind's settings share. Secrets are only ever named here, never held.
 
@@ -84,7 +103,7 @@ class KeystoreSettings(BaseModel):
 
     type: str
     timeout_seconds: Annotated[float, Field(gt=0, le=120)] = 10.0
-    endpoint: str | None = None
+    endpoint: Annotated[str, AfterValidator(protected_url)] | None = None
     ca_file: Path | None = None
 
 
@@ -120,13 +139,3 @@ class SecretReference(BaseModel):
         if not value:
             raise ConfigurationInvalid(f"{what}: {source} is empty", next_step="set it for this worker")
         return value
-
-
-def secret_reference(env: str | None, file: Path | None, what: str) -> SecretReference:
-    """A reference from the pair of settings `X_env` and `X_file`."""
-    if (env is None) == (file is None):
-        raise ConfigurationInvalid(f"{what}: set exactly one of the _env and _file settings")
-    return SecretReference(env=env, file=file)
-
-
-Mode = Literal["sss", "seal"]

@@ -110,10 +110,16 @@ class StateDirectory:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self._directory / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with (self._directory / "lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            raise ConfigurationInvalid(
+                f"the keystore worker's state directory {self._directory} cannot be written: {error.strerror}",
+                next_step="make it writable for this worker; what it remembers protects against roll-back",
+            ) from None
 
     def _write(self, state: WorkerState) -> None:
         temporary = self._file.with_suffix(".new")

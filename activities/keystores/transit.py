@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import hvac
 import hvac.exceptions
 import requests
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from activities.keystores.base import (
     DEK_BYTES,
@@ -33,6 +33,7 @@ from activities.keystores.base import (
     SecretReference,
     WrappedKey,
     context_bytes,
+    protected_url,
 )
 from workflows.contracts.canonical import decode64, encode64
 from workflows.contracts.errors import (
@@ -98,7 +99,7 @@ class TransitSettings(KeystoreSettings):
     """
 
     type: Literal["transit"] = "transit"
-    address: str
+    address: Annotated[str, AfterValidator(protected_url)]
     key_name: PathSegment
     mount: MountPath = "transit"
     namespace: MountPath | None = None

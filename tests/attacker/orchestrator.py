@@ -7,15 +7,16 @@ Failures come back as our errors, by type, so that a test reads as if it had cal
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from temporalio import activity, workflow
+from temporalio import workflow
 from temporalio.client import Client
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
@@ -33,7 +34,6 @@ from workflows.contracts.messages import (
     DescribeKey,
     GenerateDataKey,
     NoteCommit,
-    OpenSession,
     Protect,
     Release,
     SessionOpened,
@@ -210,39 +210,36 @@ async def impostor(
 
 @contextmanager
 def altered_ledger(file: Path, *statements: tuple[str, tuple[Any, ...]]) -> Iterator[None]:
-    """Alter rows of the ledger as whoever has the database can; everything is put back afterwards."""
-    tables = ("events", "chain_head", "shards", "protections", "master_keys", "ceremonies")
-    with sqlite3.connect(file, isolation_level=None, timeout=10) as connection:
-        triggers = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
-        connection.execute("PRAGMA foreign_keys = OFF")
-        connection.execute("BEGIN IMMEDIATE")
-        for table in tables:
-            connection.execute(f"CREATE TABLE saved_{table} AS SELECT rowid AS saved_rowid, * FROM {table}")  # noqa: S608
+    """Alter rows of the ledger as whoever has the database can; what was altered is put back afterwards."""
+    tables = sorted({re.sub(r"^(UPDATE|DELETE FROM|INSERT INTO) (\w+).*$", r"\2", words) for words, _ in statements})
+    marks = ", ".join("?" for _ in tables)
+    with closing(_open(file)) as database:
+        triggers = database.execute(
+            f"SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name IN ({marks})",  # noqa: S608
+            tables,
+        ).fetchall()
+        saved = {table: database.execute(f"SELECT * FROM {table}").fetchall() for table in tables}  # noqa: S608
+        database.execute("BEGIN IMMEDIATE")
         for name, _ in triggers:
-            connection.execute(f"DROP TRIGGER {name}")
-        for statement, values in statements:
-            assert connection.execute(statement, values).rowcount > 0, f"nothing was altered by {statement}"
-        connection.execute("COMMIT")
+            database.execute(f"DROP TRIGGER {name}")
+        for words, values in statements:
+            assert database.execute(words, values).rowcount > 0, f"nothing was altered by {words}"
+        database.execute("COMMIT")
     try:
         yield
     finally:
-        with sqlite3.connect(file, isolation_level=None, timeout=10) as connection:
-            connection.execute("PRAGMA foreign_keys = OFF")
-            connection.execute("BEGIN IMMEDIATE")
-            for table in tables:
-                _put_back(connection, table)
-            for _, sql in triggers:
-                connection.execute(sql)
-            connection.execute("COMMIT")
+        with closing(_open(file)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            for table, rows in saved.items():
+                for row in rows:
+                    places = ", ".join("?" for _ in row)
+                    database.execute(f"INSERT OR REPLACE INTO {table} VALUES ({places})", row)  # noqa: S608
+            for _, words in triggers:
+                database.execute(words)
+            database.execute("COMMIT")
 
 
-def _put_back(connection: sqlite3.Connection, table: str) -> None:
-    # What came in the meantime stays; what was there before is again as it was. The head has moved on.
-    columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
-    listed = ", ".join(columns)
-    if table != "chain_head":
-        connection.execute(f"INSERT OR REPLACE INTO {table} ({listed}) SELECT {listed} FROM saved_{table}")  # noqa: S608
-    connection.execute(f"DROP TABLE saved_{table}")
-
-
-__all__ = ["Hostile", "Puppet", "Unforeseen", "activity", "altered_ledger", "hostile", "impostor"]
+def _open(file: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(file, isolation_level=None, timeout=10)
+    database.execute("PRAGMA foreign_keys = OFF")
+    return database

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,15 @@ from tests.world import World
 from workers.embedded.stack import CUSTODIANS, Stack
 from workers.ssh import public_key_of, sign_with_key
 from workflows.contracts.canonical import Document, Signed
-from workflows.contracts.documents import Plan, RecipientRequest
+from workflows.contracts.documents import Manifest, Plan, RecipientRequest
 from workflows.contracts.messages import StoredProtection
 from workflows.contracts.names import new_ceremony_id
 from workflows.contracts.signatures import fingerprint
+
+
+def manifest_of(stored: StoredProtection) -> Manifest:
+    """The manifest of a protection."""
+    return Manifest.parse(stored.manifest.document.encode())
 
 
 class SshCustodian(Identity):
@@ -42,8 +47,6 @@ class People(World):
     """Whoever signs in a running installation. The attacker has only what they send."""
 
     genesis: str = ""
-    strongroom_fingerprint: str = ""
-    taken: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, stack: Stack) -> People:
@@ -51,9 +54,7 @@ class People(World):
         keys = stack.folder / "keys"
         people = cls(stack.folder, genesis=stack.genesis)
         for name in CUSTODIANS:
-            people.custodians[name] = (
-                SshCustodian(keys / name) if name == "bob" else Identity.load(keys / name)
-            )
+            people.custodians[name] = SshCustodian(keys / name) if name == "bob" else Identity.load(keys / name)
         people.recipient = Identity.load(keys / "recipient")
         # Not the private key: nothing in these tests may sign for the strongroom.
         people.strongroom = SshCustodian(keys / "strongroom.pub")
@@ -69,25 +70,12 @@ class People(World):
         """The roster as everybody has it pinned."""
         return RosterSource(self.roster_file, self.genesis)
 
-    def key_id(self, keystore: str) -> str:
-        """The resolved id of a keystore's key, as its worker describes it; filled in by the tests."""
-        return self.key_ids[keystore]
-
-    key_ids: dict[str, str] = field(default_factory=dict)
-
     def wish(self, stored: StoredProtection, hpke_public_key: str, **changes: Any) -> RecipientRequest:
         """The recipient's request, for a ceremony of its own."""
-        master_key = changes.pop("master_key", self.name_of(stored))
+        master_key = changes.pop("master_key", manifest_of(stored).master_key)
         fields = {"master_key": master_key, "ceremony": new_ceremony_id(master_key, "unseal")}
         return self.request(stored, hpke_public_key, **{**fields, "nonce": secrets.token_hex(16), **changes})
 
     def release_plan(self, stored: StoredProtection, request: RecipientRequest, **changes: Any) -> Plan:
         """The plan that an honest orchestrator makes from a request."""
         return self.unseal_plan(stored, request, **{"ceremony": request.ceremony, **changes})
-
-    @staticmethod
-    def name_of(stored: StoredProtection) -> str:
-        """The MasterKey that a protection is of."""
-        from tests.attacker.flows import manifest_of
-
-        return manifest_of(stored).master_key

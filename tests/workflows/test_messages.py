@@ -149,7 +149,7 @@ async def test_poison_before_the_first_workflow_task_is_harmless(house: House) -
         id=names.workflow_id(request.ceremony),
         task_queue=names.ORCHESTRATOR_QUEUE,
         start_signal="approve",
-        start_signal_args=["before there is a plan", "twice"],
+        start_signal_args=[{"document": "before there is a plan", "signature": ""}],
     )
     await house.approve(handle, ["alice", "bob", "carol"])
     await handle.result()
@@ -281,8 +281,8 @@ async def test_an_unseal_ends_when_too_few_shards_are_left_though_the_quorum_is_
 async def test_an_approval_that_expires_before_the_quorum_stands_does_not_count(house: House) -> None:
     handle = await house.start_init(house.fresh_name())
     plan = await house.plan(handle)
-    soon = seconds(datetime.now(UTC)) + timedelta(seconds=2)
-    await handle.signal("approve", house.decision("alice", plan, expires=soon))
+    times = {"issued": ago(1), "expires": seconds(datetime.now(UTC)) + timedelta(seconds=2)}
+    await handle.signal("approve", house.decision("alice", plan, **times))
     await house.approve(handle, ["bob"])
 
     async def expired() -> bool:
@@ -293,7 +293,7 @@ async def test_an_approval_that_expires_before_the_quorum_stands_does_not_count(
     status = await house.status(handle)
     assert (status.phase, status.needed) == ("quorum", "1 more of the governance quorum of 3")
     with pytest.raises(ApprovalInvalid, match="expired"):
-        await ceremony_client.submit(house.client, plan.ceremony, house.decision("alice", plan, expires=soon))
+        await ceremony_client.submit(house.client, plan.ceremony, house.decision("alice", plan, **times))
     await house.approve(handle, ["alice"])
     await handle.result()
     await clean(handle)

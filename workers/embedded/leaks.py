@@ -15,7 +15,7 @@ import base64
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from activities.strongroom.envelope import key_check_value
@@ -142,7 +142,7 @@ def main() -> None:
     _write(options.result, search(key, options.folder, pids))
 
 
-def _write(path: Path, data: dict[str, int | str] | dict[str, int]) -> None:
+def _write(path: Path, data: Mapping[str, int | str]) -> None:
     temporary = path.with_name(path.name + ".new")
     temporary.write_text(json.dumps(data), encoding="utf-8")
     temporary.replace(path)

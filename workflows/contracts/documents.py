@@ -35,6 +35,7 @@ CeremonyId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}
 KeyId = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,1024}$")]
 """Printable ASCII without spaces: custodians read it in the statement that they sign, so it can hide nothing."""
 Index = Annotated[int, Field(ge=1, le=255)]
+Number = Annotated[int, Field(ge=1, le=2_147_483_647)]
 Check = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 
@@ -60,7 +61,7 @@ class Target(Part):
 
     purpose: Purpose
     mode: Mode
-    epoch: Annotated[int, Field(ge=1)]
+    epoch: Number
     threshold: Annotated[int, Field(ge=1, le=255)]
     count: Annotated[int, Field(ge=1, le=255)]
     shards: tuple[TargetShard, ...]
@@ -70,7 +71,7 @@ class Source(Part):
     """The protection that a ceremony opens."""
 
     manifest: Digest
-    epoch: Annotated[int, Field(ge=1)]
+    epoch: Number
     mode: Mode
     threshold: Annotated[int, Field(ge=1, le=255)]
     count: Annotated[int, Field(ge=1, le=255)]
@@ -135,7 +136,7 @@ class RecipientRequest(Document):
     master_key: Name
     ceremony: CeremonyId
     manifest: Digest
-    epoch: Annotated[int, Field(ge=1)]
+    epoch: Number
     recipient: Fingerprint
     suite: Suite
     hpke_public_key: Base64
@@ -164,7 +165,7 @@ class SessionAnnouncement(Document):
     strongroom: Fingerprint
     master_key: Name
     ceremony: CeremonyId
-    attempt: Annotated[int, Field(ge=1)]
+    attempt: Number
     plan: Digest
     source: Digest | None
     roster: Digest
@@ -182,7 +183,7 @@ class KeystoreContext(Part):
     purpose: Purpose
     master_key: Name
     protection: Annotated[str, StringConstraints(pattern=r"^[a-z0-9.-]{1,128}$")]
-    epoch: Annotated[int, Field(ge=1)]
+    epoch: Number
     ceremony: CeremonyId
     mode: Mode
     threshold: Annotated[int, Field(ge=1, le=255)]
@@ -303,14 +304,14 @@ class Manifest(Document):
     kcv: Check
     protection: str
     purpose: Purpose
-    epoch: Annotated[int, Field(ge=1)]
+    epoch: Number
     predecessor: Digest | None
     mode: Mode
     threshold: Annotated[int, Field(ge=1, le=255)]
     count: Annotated[int, Field(ge=1, le=255)]
     governance_quorum: Annotated[int, Field(ge=1, le=255)]
     ceremony: CeremonyId
-    attempt: Annotated[int, Field(ge=1)]
+    attempt: Number
     plan: Digest
     authority: tuple[Digest, ...]
     roster: Digest
