@@ -156,7 +156,7 @@ class AzureKeyVault:
             answer = self._operate(client, key, "encrypt", body)
             sizes = {"iv": _IV_BYTES, "tag": _TAG_BYTES, "value": DEK_BYTES}
             wrapped = GCM_FORMAT + b"".join(self._bytes(answer, field, size) for field, size in sizes.items())
-        return WrappedKey(wrapped, key)
+        return WrappedKey(wrapped, key, "rsa-oaep" if is_rsa else "aes-gcm")
 
     def unwrap(self, wrapped: bytes, context: Context, key: KeyRef) -> bytes:
         """Unwrap with exactly the key and version that were recorded.

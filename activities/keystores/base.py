@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from workflows.contracts.canonical import canonical_json
+from workflows.contracts.documents import Mechanism
 from workflows.contracts.errors import ConfigurationInvalid
 
 DEK_BYTES = 32
@@ -43,10 +44,17 @@ class KeyRef:
 
 @dataclass(frozen=True)
 class WrappedKey:
-    """A wrapped DEK and the key and version that wrapped it."""
+    """A wrapped DEK, the key and version that wrapped it, and how.
+
+    Attributes:
+        wrapped: what the service, or this kind's own small format, made of it.
+        key: what wrapped it.
+        mechanism: `rsa-oaep` is not safe against a quantum computer; `status` counts such shards.
+    """
 
     wrapped: bytes
     key: KeyRef
+    mechanism: Mechanism = "aes-gcm"
 
 
 class Keystore(Protocol):

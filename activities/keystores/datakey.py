@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from activities.identity import Identity
-from activities.keystores.base import DEK_BYTES, KeyRef, Keystore
+from activities.keystores.base import DEK_BYTES, KeyRef, Keystore, WrappedKey
 from activities.keystores.registry import open_keystore, parse_settings
 from activities.keystores.state import StateDirectory
 from activities.roster import RosterSource
@@ -162,7 +162,7 @@ def generate(desk: Desk, request: GenerateDataKey, now: datetime) -> DekAnswer:
     wrapped = desk.keystore.wrap(dek, context.fields())
     if wrapped.key.key_id != context.key_id:
         raise KeyNotFound(f"{desk.terms.name} uses another key than the plan names", subject=desk.terms.name)
-    return _answer(desk, granted, session, context, dek, wrapped.wrapped, wrapped.key.key_version, now)
+    return _answer(desk, granted, session, context, dek, wrapped, now)
 
 
 def unwrap(desk: Desk, request: UnwrapDataKey, now: datetime) -> DekAnswer:
@@ -183,10 +183,12 @@ def unwrap(desk: Desk, request: UnwrapDataKey, now: datetime) -> DekAnswer:
             f"none of the custodians of {desk.terms.name} approved ({', '.join(shard.custodians)})",
             subject=desk.terms.name,
         )
-    wrapped = decode64(request.wrapped_dek)
-    dek = _unwrap(desk, shard, wrapped)
+    binding = shard.binding
+    key = KeyRef(binding.key_id, binding.key_version)
+    wrapped = WrappedKey(decode64(request.wrapped_dek), key, shard.mechanism)
+    dek = _unwrap(desk, shard, wrapped.wrapped)
     desk.state.note_commit(granted.manifest)
-    return _answer(desk, granted, session, shard.binding, dek, wrapped, shard.binding.key_version, now)
+    return _answer(desk, granted, session, binding, dek, wrapped, now)
 
 
 def check(desk: Desk, request: CheckDataKey, now: datetime) -> Message:
@@ -259,8 +261,7 @@ def _answer(
     session: SessionAnnouncement,
     context: KeystoreContext,
     dek: bytes,
-    wrapped: bytes,
-    key_version: str,
+    wrapped: WrappedKey,
     now: datetime,
 ) -> DekAnswer:
     info = dek_info(session.digest, context.context_hash, session.purpose)
@@ -272,14 +273,17 @@ def _answer(
         index=context.index,
         keystore=context.keystore,
         key_id=context.key_id,
-        key_version=key_version,
+        key_version=wrapped.key.key_version,
+        mechanism=wrapped.mechanism,
         context=context.context_hash,
-        wrapped_hash=digest(wrapped),
+        wrapped_hash=digest(wrapped.wrapped),
         session=session.digest,
         authority=granted.digest,
         ciphertext_hash=digest(ciphertext),
         time=seconds(now),
     )
     return DekAnswer(
-        response=desk.identity.sign(response), ciphertext=encode64(ciphertext), wrapped_dek=encode64(wrapped)
+        response=desk.identity.sign(response),
+        ciphertext=encode64(ciphertext),
+        wrapped_dek=encode64(wrapped.wrapped),
     )

@@ -204,7 +204,7 @@ class Pkcs11Keystore:
                 wrapped = GCM_FORMAT + iv + _encrypt(key, *_gcm(iv, context), dek)
                 if len(wrapped) != 1 + _IV_BYTES + DEK_BYTES + _TAG_BYTES:
                     raise self._error(ConfigurationInvalid, "the token adds an IV of its own: use an RSA key")
-            return WrappedKey(wrapped, _reference(_serial(token), key))
+            return WrappedKey(wrapped, _reference(_serial(token), key), "rsa-oaep" if key.is_rsa else "aes-gcm")
 
         return self._on_token(encrypt)
 

@@ -37,6 +37,7 @@ from workflows.contracts.documents import (
     KeystoreContext,
     Manifest,
     ManifestShard,
+    Mechanism,
     Plan,
     SessionAnnouncement,
     ShardBinding,
@@ -140,7 +141,7 @@ def protect(session: Session, work: Protect, now: datetime) -> StoredProtection:
     stored, described = [], []
     for dek_answer, plaintext, place in zip(work.deks, plaintexts, target.shards, strict=True):
         context = context_for(session.announcement, granted.plan, target, place.index)
-        binding, dek = _open_dek(session, granted, dek_answer, context, now)
+        binding, dek, mechanism = _open_dek(session, granted, dek_answer, context, now)
         nonce, ciphertext = envelope.encrypt_shard(plaintext, dek, binding)
         salt = os.urandom(envelope.SALT_BYTES)
         described.append(
@@ -151,6 +152,7 @@ def protect(session: Session, work: Protect, now: datetime) -> StoredProtection:
                 salt=salt.hex(),
                 commitment=envelope.commitment(plaintext, binding, salt),
                 check_value=envelope.dek_check_value(dek, binding),
+                mechanism=mechanism,
             )
         )
         stored.append(
@@ -210,7 +212,7 @@ def release(session: Session, work: Release, now: datetime) -> Delivered:
         if index not in rows or index not in described or index in plaintexts:
             raise ApprovalInvalid(f"the DEK for shard {index} belongs to no shard or came twice")
         shard, row = described[index], rows[index]
-        binding, dek = _open_dek(session, granted, dek_answer, shard.binding, now)
+        binding, dek, _ = _open_dek(session, granted, dek_answer, shard.binding, now)
         if binding != shard.binding or not envelope.equal(envelope.dek_check_value(dek, binding), shard.check_value):
             raise CiphertextInvalid(f"the DEK of shard {index} is another one", subject=binding.keystore)
         plaintexts[index] = _open_shard(row, dek, shard)
@@ -281,7 +283,7 @@ def _granted(session: Session, purpose: Work, granted: Granted) -> Granted:
 
 def _open_dek(
     session: Session, granted: Granted, answer: DekAnswer, context: KeystoreContext, now: datetime
-) -> tuple[ShardBinding, bytes]:
+) -> tuple[ShardBinding, bytes, Mechanism]:
     # Opens a DEK only if the keystore worker of the roster signed it, for this session, shard and authority.
     response, signer = open_signed(DekResponse, answer.response)
     worker = session.chain.current.keystore(context.keystore)
@@ -313,7 +315,8 @@ def _open_dek(
     binding = ShardBinding.model_validate(
         {**context.context_part(), "key_version": response.key_version, "wrapped_hash": wrapped_hash}
     )
-    return binding, session.key.open(ciphertext, dek_info(ours.digest, context.context_hash, ours.purpose))
+    dek = session.key.open(ciphertext, dek_info(ours.digest, context.context_hash, ours.purpose))
+    return binding, dek, response.mechanism
 
 
 def _open_shard(row: StoredShard, dek: bytes, shard: ManifestShard) -> bytes:

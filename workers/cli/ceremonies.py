@@ -121,6 +121,7 @@ async def _status(name: str | None) -> None:
             "manifest": entry.manifest.digest,
             "approvals": len(manifest.authority),
             "created": manifest.created.isoformat(),
+            "classical_shards": sum(shard.mechanism == "rsa-oaep" for shard in manifest.shards),
             "shards": [
                 {
                     "index": shard.binding.index,
@@ -128,6 +129,7 @@ async def _status(name: str | None) -> None:
                     "key_id": shard.binding.key_id,
                     "key_version": shard.binding.key_version,
                     "custodians": list(shard.custodians),
+                    "mechanism": shard.mechanism,
                 }
                 for shard in manifest.shards
             ],
@@ -144,6 +146,8 @@ async def _status(name: str | None) -> None:
             for shard in manifest.shards:
                 custody = f", released by {' or '.join(shard.custodians)}" if shard.custodians else ""
                 say(f"  shard {shard.binding.index}: {shard.binding.keystore} ({shard.binding.key_id}){custody}")
+            if classical := sum(shard.mechanism == "rsa-oaep" for shard in manifest.shards):
+                say(f"  note: {classical} data keys are wrapped with RSA-OAEP, which is not post-quantum")
             if len({m.mode for m, e in found if m.master_key == manifest.master_key and e.status == "active"}) > 1:
                 say("  note: an active seal protection beside an sss one lowers the whole to seal")
         if not found:
@@ -173,7 +177,9 @@ async def _list(everything: bool, limit: int) -> None:
     found = [entry for entry in report.ceremonies if everything or not entry.outcome]
 
     def text() -> None:
-        table = Table("ceremony", "state", "opened", "what came of it", box=None)
+        table = Table(box=None)
+        for title in ("ceremony", "state", "opened", "what came of it"):
+            table.add_column(title, overflow="fold", no_wrap=title == "ceremony")
         for entry in found:
             told = (entry.ceremony, entry.outcome or entry.phase, entry.opened_at[:16], entry.detail)
             table.add_row(*(Text(plain(cell)) for cell in told))

@@ -118,7 +118,9 @@ def show() -> None:
 
     def text() -> None:
         say(f"roster version {roster.number}, {chain.digest}")
-        table = Table("role", "name", "key", "what for", box=None)
+        table = Table(box=None)
+        for title in ("role", "name", "key", "what for"):
+            table.add_column(title, no_wrap=title != "what for", overflow="fold")
         for custodian in roster.custodians:
             table.add_row("custodian", custodian.name, custodian.fingerprint, "")
         for recipient in roster.recipients:

@@ -31,6 +31,7 @@ Action = Literal["init", "unseal"]
 Mode = Literal["sss", "seal"]
 Purpose = Literal["primary", "emergency"]
 Work = Literal["protect", "release"]
+Mechanism = Literal["aes-gcm", "rsa-oaep"]
 CeremonyId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}\.[a-z]+\.[0-9a-f]{12}$")]
 KeyId = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,1024}$")]
 """Printable ASCII without spaces: custodians read it in the statement that they sign, so it can hide nothing."""
@@ -232,6 +233,7 @@ class DekResponse(Document):
     keystore: Name
     key_id: KeyId
     key_version: Annotated[str, StringConstraints(max_length=256)]
+    mechanism: Mechanism = "aes-gcm"
     context: Digest
     wrapped_hash: Digest
     session: Digest
@@ -283,6 +285,7 @@ class ManifestShard(Part):
         salt: of the commitment, 16 bytes.
         commitment: 32 bytes, derived from the shard; tells which shard is corrupt.
         check_value: 16 bytes, derived from the DEK; what `check_data_key` compares with.
+        mechanism: how the keystore said that it wraps the DEK.
     """
 
     binding: ShardBinding
@@ -291,6 +294,7 @@ class ManifestShard(Part):
     salt: Check
     commitment: Hex
     check_value: Check
+    mechanism: Mechanism = "aes-gcm"
 
 
 class Manifest(Document):
