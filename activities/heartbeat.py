@@ -11,7 +11,7 @@ from temporalio import activity
 
 @asynccontextmanager
 async def heartbeating() -> AsyncIterator[None]:
-    """Send a heartbeat at a third of the activity's heartbeat time-out, for as long as the block runs."""
+    """Send a heartbeat every third of the activity's heartbeat time-out, for as long as the block runs."""
     timeout = activity.info().heartbeat_timeout
     task = asyncio.create_task(_beat(timeout.total_seconds() / 3)) if timeout else None
     try:
@@ -22,6 +22,7 @@ async def heartbeating() -> AsyncIterator[None]:
 
 
 async def _beat(seconds: float) -> None:
+    # The start of an activity counts as its first heartbeat, so most calls are over before they send one.
     while True:
-        activity.heartbeat()
         await asyncio.sleep(seconds)
+        activity.heartbeat()

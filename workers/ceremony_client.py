@@ -10,16 +10,26 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.client import (
+    Client,
+    Schedule,
+    ScheduleActionStartWorkflow,
+    ScheduleIntervalSpec,
+    ScheduleSpec,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowUpdateFailedError,
+)
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from workflows.contracts import names
 from workflows.contracts.canonical import Message, Signed
-from workflows.contracts.errors import CeremonyEnded, MasterKeyError, NotKnown
+from workflows.contracts.errors import CeremonyEnded, MasterKeyError, NotKnown, PlanInvalid
 from workflows.contracts.messages import (
     CeremonyStatus,
+    DrillRequest,
     InitRequest,
     Report,
     ReportRequest,
@@ -36,7 +46,9 @@ _ENDS = ("done", "refused", "failed", "expired")
 _BUSY = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.DEADLINE_EXCEEDED)
 
 
-async def start(client: Client, workflow: str, request: InitRequest | UnsealRequest) -> WorkflowHandle[Any, Any]:
+async def start(
+    client: Client, workflow: str, request: InitRequest | UnsealRequest | DrillRequest
+) -> WorkflowHandle[Any, Any]:
     """Start a ceremony; at most one that changes a MasterKey runs at a time.
 
     Raises:
@@ -46,7 +58,7 @@ async def start(client: Client, workflow: str, request: InitRequest | UnsealRequ
         return await client.start_workflow(
             workflow,
             request,
-            id=names.workflow_id(request.ceremony),
+            id=names.workflow_id(str(request.ceremony)),
             task_queue=names.ORCHESTRATOR_QUEUE,
             id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
@@ -177,3 +189,38 @@ def workflow_error(error: WorkflowFailureError) -> MasterKeyError:
     if isinstance(error.cause, ApplicationError):
         return from_failure(error.cause)
     return CeremonyEnded(f"the ceremony ended: {type(error.cause).__name__}")
+
+
+async def schedule_drill(client: Client, master_key: str, every_hours: float) -> None:
+    """Drill a MasterKey on a Temporal Schedule; replaces the one that there was.
+
+    Raises:
+        PlanInvalid: less than a minute apart.
+    """
+    if every_hours * 60 < 1:
+        raise PlanInvalid("drills are at least a minute apart")
+    await unschedule_drill(client, master_key)
+    request = DrillRequest(master_key=master_key)
+    await client.create_schedule(
+        _schedule_id(master_key),
+        Schedule(
+            action=ScheduleActionStartWorkflow(
+                "DrillWorkflow", request, id=_schedule_id(master_key), task_queue=names.ORCHESTRATOR_QUEUE
+            ),
+            spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=timedelta(hours=every_hours))]),
+        ),
+        trigger_immediately=True,
+    )
+
+
+async def unschedule_drill(client: Client, master_key: str) -> None:
+    """Stop the scheduled drills of a MasterKey; harmless if there are none."""
+    try:
+        await client.get_schedule_handle(_schedule_id(master_key)).delete()
+    except RPCError as error:
+        if error.status != RPCStatusCode.NOT_FOUND:
+            raise
+
+
+def _schedule_id(master_key: str) -> str:
+    return f"masterkey-drill/{master_key}"

@@ -38,11 +38,12 @@ from workers.connection import connect
 from workflows.contracts import names
 from workflows.contracts.errors import ConfigurationInvalid
 from workflows.contracts.signatures import fingerprint
+from workflows.drill import DrillWorkflow
 from workflows.init import InitWorkflow
 from workflows.report import ReportWorkflow
 from workflows.unseal import UnsealWorkflow
 
-WORKFLOWS = (InitWorkflow, UnsealWorkflow, ReportWorkflow)
+WORKFLOWS = (InitWorkflow, UnsealWorkflow, DrillWorkflow, ReportWorkflow)
 PASSED_THROUGH = (
     "annotated_types",
     "cryptography",
@@ -50,11 +51,19 @@ PASSED_THROUGH = (
     "pydantic_core",
     "rfc8785",
     "sshsig",
+    "workflows.ceremony",
+    "workflows.concurrency",
     "workflows.contracts",
     "workflows.failures",
+    "workflows.keystore_calls",
+    "workflows.proof",
     "workflows.quorum",
+    "workflows.sessions",
 )
-"""Modules that the workflow sandbox shares with the process: pure, and costly or impossible to import again."""
+"""Modules that the workflow sandbox shares with the process: pure, and costly or impossible to import again.
+
+It imports the rest, the modules of the workflows themselves, anew for every run.
+"""
 READY = "masterkey worker is ready:"
 _GRACE = timedelta(seconds=10)
 _THROTTLE = timedelta(milliseconds=500)

@@ -146,8 +146,9 @@ class Ceremony:
 
     async def enter(self, phase: str, *, flush: bool = False) -> None:
         """Enter a phase, and write the events so far if asked to."""
-        self.phase = phase
-        workflow.upsert_search_attributes([names.PHASE.value_set(phase)])
+        if phase != self.phase:
+            self.phase = phase
+            workflow.upsert_search_attributes([names.PHASE.value_set(phase)])
         if flush and self._events:
             events, self._events = tuple(self._events), []
             await self.ledger(
@@ -173,8 +174,10 @@ class Ceremony:
             raise from_failure(error) from None
         return answer
 
-    async def begin(self, manifest: str | None, request: Signed | None) -> Begun:
-        """Open this ceremony in the ledger."""
+    async def begin(
+        self, manifest: str | None = None, request: Signed | None = None, *, all_active: bool = False
+    ) -> Begun:
+        """Open this ceremony in the ledger, and get what its plan is made from."""
         return await self.ledger(
             names.BEGIN_CEREMONY,
             BeginCeremony(
@@ -183,6 +186,7 @@ class Ceremony:
                 action=self.action,
                 master_key=self.master_key,
                 manifest=manifest,
+                all_active=all_active,
                 request=request,
                 opened_at=self.now(),
             ),

@@ -16,7 +16,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.contracts.authority import check_target
     from workflows.contracts.canonical import Message, Signed
     from workflows.contracts.documents import (
-        CheckResponse,
         KeyDescription,
         Manifest,
         Plan,
@@ -25,7 +24,6 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows.contracts.errors import ApprovalInvalid, KeystoreError, MasterKeyError, PlanInvalid, SessionLost
     from workflows.contracts.messages import (
-        CheckDataKey,
         Commit,
         DekAnswer,
         DescribeKey,
@@ -45,6 +43,7 @@ with workflow.unsafe.imports_passed_through():
 from workflows.ceremony import Ceremony
 from workflows.concurrency import gather
 from workflows.keystore_calls import call_keystore
+from workflows.proof import prove_data_key
 from workflows.quorum import Quorum
 from workflows.sessions import use_session, with_session
 
@@ -69,7 +68,7 @@ class InitWorkflow(Ceremony):
         return await self.run_to_the_end(self._work)
 
     async def _work(self) -> InitResult:
-        begun = await self.begin(None, None)
+        begun = await self.begin()
         roster = Roster.parse(begun.roster.encode())
         strongroom = self._strongroom(roster)
         target = await self._target(roster, begun.next_epoch)
@@ -222,28 +221,11 @@ class InitWorkflow(Ceremony):
 
     async def _prove(self, stored: StoredProtection, roster: Roster) -> None:
         async def prove(index: int) -> None:
-            row = stored.shards[index - 1]
-            nonce = workflow.uuid4().hex
-            request = CheckDataKey(
-                keystore=row.keystore,
-                index=index,
-                manifest=stored.manifest,
-                wrapped_dek=row.wrapped_dek,
-                nonce=nonce,
-            )
-            signed = await call_keystore(
-                names.CHECK_DATA_KEY, row.keystore, request, Signed, patience=_PROTECT_PATIENCE, attempts=6
-            )
-            answer, signer = open_signed(CheckResponse, signed)
-            worker = roster.keystore(row.keystore)
-            said = (answer.keystore, answer.index, answer.nonce, answer.manifest, answer.matches)
-            wanted = (row.keystore, index, nonce, stored.manifest.digest, True)
-            if worker is None or signer != worker.fingerprint or said != wanted:
-                raise ApprovalInvalid(f"{row.keystore} did not prove its data key", subject=row.keystore)
+            signed = await prove_data_key(stored, index, roster, patience=_PROTECT_PATIENCE, attempts=6)
             self.event(
                 f"proven.{self.attempt}.{index}",
                 "data-key-proven",
-                keystore=row.keystore,
+                keystore=stored.shards[index - 1].keystore,
                 document=signed.document,
                 signature=signed.signature,
             )

@@ -6,10 +6,12 @@ from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
     from workflows.contracts import names
     from workflows.contracts.messages import Report, ReportRequest
+    from workflows.failures import as_failure, from_failure
 
 
 @workflow.defn
@@ -19,12 +21,16 @@ class ReportWorkflow:
     @workflow.run
     async def run(self, request: ReportRequest) -> Report:
         """Read and return; the caller verifies the manifests in it."""
-        report: Report = await workflow.execute_activity(
-            names.READ_REPORT,
-            request,
-            result_type=Report,
-            start_to_close_timeout=timedelta(seconds=10),
-            schedule_to_close_timeout=timedelta(seconds=20),
-            retry_policy=RetryPolicy(maximum_attempts=3),
-        )
+        try:
+            report: Report = await workflow.execute_activity(
+                names.READ_REPORT,
+                request,
+                result_type=Report,
+                start_to_close_timeout=timedelta(seconds=10),
+                schedule_to_close_timeout=timedelta(seconds=20),
+                retry_policy=RetryPolicy(maximum_attempts=3),
+            )
+        except ActivityError as error:
+            # As one of our errors, so that a corrupt ledger is told from one that does not answer.
+            raise as_failure(from_failure(error)) from None
         return report

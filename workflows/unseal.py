@@ -41,6 +41,8 @@ from workflows.sessions import use_session, with_session
 
 _PATIENCE = timedelta(seconds=25)
 _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=1), timedelta(seconds=60)
+# Temporal ends a workflow for good at 51,200 events or 50 MiB of history; an attempt costs some 50 and 100 KiB.
+_MOST_EVENTS, _MOST_BYTES = 40_000, 40 * 2**20
 
 
 @workflow.defn
@@ -155,8 +157,17 @@ class UnsealWorkflow(Ceremony):
             if self.now() >= plan.expires:
                 raise QuorumUnreachable(f"the deadline passed; {self._complaints()}")
             await self.enter("waiting", flush=True)
-            await self.sleep_until_change(min(plan.expires, self.now() + pause))
+            await self.sleep_until_change(min(plan.expires, self.now() + max(pause, self._thrift(plan))))
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _thrift(self, plan: Plan) -> timedelta:
+        """The pause with which the history lasts until the deadline; none while a quarter of it is not used."""
+        info = workflow.info()
+        used = max(info.get_current_history_length() / _MOST_EVENTS, info.get_current_history_size() / _MOST_BYTES)
+        if used < 0.25:
+            return timedelta(0)
+        attempts_left = max(1.0, self.attempt * (1 - used) / used)
+        return (plan.expires - self.now()) / attempts_left
 
     async def _attempt(
         self, opened: SessionOpened, manifest: Manifest, stored: StoredProtection

@@ -14,6 +14,7 @@ a token that has expired and a policy that forbids are both 403.
 
 from __future__ import annotations
 
+import netrc  # noqa: F401 - requests loads it at its first call: here it is loaded before the fork
 import re
 from collections.abc import Callable
 from pathlib import Path

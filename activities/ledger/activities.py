@@ -5,6 +5,7 @@ Every write is idempotent, so a repeated attempt after a crash changes nothing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -12,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 from temporalio import activity
 
 from activities.ledger.records import CeremonyRecord, ProtectionRecord, ShardRecord
-from activities.ledger.store import Ledger
+from activities.ledger.store import Ledger, NewEvent
 from activities.roster import RosterSource
 from workflows.contracts import names
 from workflows.contracts.authority import parse_plan
@@ -25,6 +26,7 @@ from workflows.contracts.messages import (
     CeremonySummary,
     CloseCeremony,
     Commit,
+    DrillResult,
     Event,
     PlanMade,
     ProtectionSummary,
@@ -104,10 +106,17 @@ class LedgerActivities:
             if stored.status not in ("active", "retired"):
                 raise NotKnown(f"the protection of {request.master_key} that was asked for does not serve")
             protection = _stored(stored)
+        active: list[StoredProtection] = []
+        if request.all_active:
+            if not known:
+                raise NotKnown(f"there is no MasterKey {request.master_key}")
+            found = self._ledger.protections(request.master_key)
+            active = [_stored(record) for record in found if record.status == "active"]
         return Begun(
             roster=chain.current.canonical().decode(),
             roster_digest=chain.digest,
             protection=protection,
+            active=tuple(active),
             next_epoch=known[0].epoch + 1 if known else 1,
         )
 
@@ -122,8 +131,7 @@ class LedgerActivities:
     @_translated
     def record_events(self, request: RecordEvents) -> None:
         """Append events, and the phase."""
-        self._append(request.ceremony, request.master_key, request.events)
-        self._ledger.set_phase(request.ceremony, request.phase)
+        self._ledger.record(request.ceremony, _new(request.events), request.master_key, request.phase)
 
     @activity.defn(name=names.STAGE_PROTECTION)
     @_translated
@@ -161,12 +169,13 @@ class LedgerActivities:
     @_translated
     def close_ceremony(self, request: CloseCeremony) -> None:
         """Close a ceremony; what it staged and did not commit is deleted."""
+        events = _new(request.events)
         try:
-            self._append(request.ceremony, request.master_key, request.events)
-            self._ledger.discard_staged(request.ceremony)
-            self._ledger.close_ceremony(request.ceremony, request.outcome, request.detail)
+            self._ledger.end_ceremony(request.ceremony, request.outcome, request.detail, events, request.master_key)
         except NotKnown:
             # It ended before it was opened here: there is nothing to close.
+            for event in events:
+                self._ledger.append(request.ceremony, *event, request.master_key)
             activity.logger.warning("ceremony %s was never opened in the ledger", request.ceremony)
 
     @activity.defn(name=names.READ_REPORT)
@@ -194,11 +203,9 @@ class LedgerActivities:
         if request.kind == "ceremonies":
             return report
         head = self._ledger.verify_chain()
-        return report.model_copy(update={"events": head.events, "head": head.digest})
-
-    def _append(self, ceremony: str, master_key: str, events: Sequence[Event]) -> None:
-        for event in events:
-            self._ledger.append(ceremony, event.key, event.type, dict(event.body), master_key)
+        drills = [self._ledger.last_event(name, names.DRILL_FINISHED) for name in wanted]
+        found = tuple(DrillResult.model_validate_json(json.loads(e.body)["result"]) for e in drills if e is not None)
+        return report.model_copy(update={"drills": found, "events": head.events, "head": head.digest})
 
     def _close_abandoned(self, request: BeginCeremony) -> None:
         for record in self._ledger.ceremonies(request.master_key, open_only=True):
@@ -208,6 +215,10 @@ class LedgerActivities:
                     self._ledger.close_ceremony(record.ceremony, "failed", "ended from outside before it was done")
                 except LedgerConflict:
                     activity.logger.info("ceremony %s closed meanwhile", record.ceremony)
+
+
+def _new(events: Sequence[Event]) -> list[NewEvent]:
+    return [NewEvent(event.key, event.type, dict(event.body)) for event in events]
 
 
 def _signed(record: ProtectionRecord) -> Signed:

@@ -8,11 +8,12 @@ the manifests they get.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from activities.ledger import ceremonies, chain, protections, schema
 from activities.ledger.chain import Head
@@ -31,6 +32,14 @@ from workflows.contracts.errors import ConfigurationInvalid, LedgerConflict
 
 def _now() -> datetime:
     return seconds(datetime.now(UTC))
+
+
+class NewEvent(NamedTuple):
+    """An event to append: see `Ledger.append` for its fields."""
+
+    key: str
+    type: str
+    body: dict[str, Any]
 
 
 class Ledger:
@@ -124,6 +133,22 @@ class Ledger:
             LedgerConflict: it ended otherwise already.
         """
         self._database.write(lambda s: ceremonies.close(s, ceremony, outcome, detail, self._clock()))
+
+    def end_ceremony(
+        self, ceremony: str, outcome: Outcome, detail: str, events: Sequence[NewEvent], master_key: str
+    ) -> None:
+        """Append a ceremony's last events, delete what it staged and did not commit, and close it: all or nothing.
+
+        Raises:
+            As `append`, `discard_staged` and `close_ceremony`.
+        """
+
+        def work(session: Session) -> None:
+            self._append(session, ceremony, events, master_key)
+            protections.discard_staged(session, ceremony, self._clock())
+            ceremonies.close(session, ceremony, outcome, detail, self._clock())
+
+        self._database.write(work)
 
     def ceremony(self, ceremony: str) -> CeremonyRecord:
         """One ceremony.
@@ -229,19 +254,21 @@ class Ledger:
         Raises:
             LedgerConflict: another event has this key, or the key is the ledger's own.
         """
-        if key.startswith("ledger:"):
-            raise LedgerConflict(f"the event key {key!r} is the ledger's own")
-        return self._database.write(
-            lambda s: chain.append(
-                s,
-                ceremony=ceremony,
-                key=key,
-                type_=type_,
-                body=body,
-                master_key=master_key,
-                now=self._clock(),
-            )
-        )
+        event = NewEvent(key, type_, body)
+        return self._database.write(lambda s: self._append(s, ceremony, [event], master_key)[0])
+
+    def record(self, ceremony: str, events: Sequence[NewEvent], master_key: str, phase: str) -> None:
+        """Append events of a ceremony, and record how far it is: all or nothing.
+
+        Raises:
+            As `append` and `set_phase`.
+        """
+
+        def work(session: Session) -> None:
+            self._append(session, ceremony, events, master_key)
+            ceremonies.set_phase(session, ceremony, phase, plan=None, deadline=None)
+
+        self._database.write(work)
 
     def events(
         self,
@@ -259,6 +286,12 @@ class Ledger:
             query = query.where(Event.ceremony == ceremony)
         return self._database.read(lambda s: [chain.to_record(row) for row in s.scalars(query)])
 
+    def last_event(self, master_key: str, type_: str) -> EventRecord | None:
+        """The newest event of a type about a MasterKey, or None; unverified, see `verify_chain`."""
+        query = select(Event).where(Event.master_key == master_key, Event.type == type_)
+        query = query.order_by(Event.seq.desc()).limit(1)
+        return self._database.read(lambda s: next((chain.to_record(row) for row in s.scalars(query)), None))
+
     def verify_chain(self) -> Head:
         """Recompute the hash chain of all events.
 
@@ -272,6 +305,25 @@ class Ledger:
             LedgerCorrupt: naming the first event that does not fit.
         """
         return self._database.read(chain.verify)
+
+    def _append(
+        self, session: Session, ceremony: str, events: Sequence[NewEvent], master_key: str
+    ) -> list[EventRecord]:
+        for event in events:
+            if event.key.startswith("ledger:"):
+                raise LedgerConflict(f"the event key {event.key!r} is the ledger's own")
+        return [
+            chain.append(
+                session,
+                ceremony=ceremony,
+                key=event.key,
+                type_=event.type,
+                body=event.body,
+                master_key=master_key,
+                now=self._clock(),
+            )
+            for event in events
+        ]
 
     def _revision(self) -> str | None:
         return self._database.read(lambda s: schema.current(s.connection()))

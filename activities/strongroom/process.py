@@ -16,16 +16,17 @@ import os
 import resource
 import sys
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context, reduction
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
-from typing import Any
 
 from workflows.contracts.errors import BY_NAME, MasterKeyError, SessionLost
 
 _MAXIMUM_FRAME = 16 * 1024 * 1024
+_REFILL_SECONDS = 0.2
+_REHEARSAL = "activities.strongroom.rehearsal"
 _PR_SET_DUMPABLE = 4
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -187,7 +188,7 @@ class Pool:
 
     Args:
         target: what each process runs, "module:function"; called with a `Channel`.
-        preload: modules that the fork server imports once; every child starts with them.
+        preload: modules that the fork server imports once; every child starts with them, and rehearsed.
         spares: how many processes wait ready.
     """
 
@@ -195,7 +196,7 @@ class Pool:
         self._target = target
         self._spares = spares
         self._ready: list[OneShot] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._refilling: asyncio.Task[None] | None = None
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="one-shot")
         self._warned = False
         self._closed = False
@@ -203,17 +204,17 @@ class Pool:
         main = sys.modules["__main__"]
         main.__spec__ = None
         main.__dict__.pop("__file__", None)
-        _CONTEXT.set_forkserver_preload([__name__, target.partition(":")[0], *preload])
+        _CONTEXT.set_forkserver_preload([__name__, target.partition(":")[0], *preload, _REHEARSAL])
 
     async def take(self) -> OneShot:
         """A process that is ready and has done nothing yet; the caller ends it with `release`."""
+        if self._spares and (self._refilling is None or self._refilling.done()):
+            self._refilling = asyncio.get_running_loop().create_task(self._refill_later())
         while self._ready:
             process = self._ready.pop()
-            self._later(self._refill())
             if process.alive():
                 return process
             process.kill()
-        self._later(self._refill())
         return await self._start()
 
     async def start(self) -> None:
@@ -229,17 +230,17 @@ class Pool:
     async def close(self) -> None:
         """End all spares."""
         self._closed = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._refilling is not None:
+            self._refilling.cancel()
+            await asyncio.gather(self._refilling, return_exceptions=True)
         for process in self._ready:
             process.kill()
         self._threads.shutdown(wait=True)
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def _refill_later(self) -> None:
+        # Not at once: a starting process would slow down the call that took the spare.
+        await asyncio.sleep(_REFILL_SECONDS)
+        await self._refill()
 
     async def _refill(self) -> None:
         while len(self._ready) < self._spares and not self._closed:

@@ -118,18 +118,18 @@ class Hostile:
     async def unwrap(
         self,
         stored: StoredProtection,
-        index: int,
+        place: int,
         authority: Authority,
         session: Signed,
         *,
         at: str = "",
         **changes: Any,
     ) -> DekAnswer:
-        """An unwrapped DEK of a stored protection."""
-        row = stored.shards[index - 1]
+        """An unwrapped DEK of a stored protection; `changes` go into what is asked."""
+        row = stored.shards[place - 1]
         request = UnwrapDataKey(
             keystore=at or row.keystore,
-            index=index,
+            index=place,
             authority=authority,
             session=session,
             manifest=stored.manifest,

@@ -140,7 +140,7 @@ def test_only_its_owner_may_read_its_token_and_its_state_and_no_tls_key_is_left(
 
 
 def test_keys_survive_a_restart_on_another_port_when_it_has_a_state_file_and_a_name(tmp_path: Path) -> None:
-    kids = []
+    kids: list[dict[str, str]] = []
     for _ in range(2):
         vault = start_key_vault(tmp_path, url="https://dev.key-vault.example", state=tmp_path / "state.json")
         try:

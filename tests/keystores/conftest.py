@@ -6,14 +6,12 @@ and is told by a test what else to do.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from deploy.emulators.fault_proxy import FaultProxy, Rule
-from deploy.emulators.key_vault import certificate_for_localhost
+from tests.keystores.tls_proxy import TlsFaultProxy
 from workers.embedded.drongo import start_drongo
 from workers.embedded.key_vault import KeyVault, start_key_vault
 from workers.embedded.moto import CREDENTIALS, start_moto
@@ -99,26 +97,6 @@ def openbao_proxy(_openbao_proxy: FaultProxy) -> Iterator[FaultProxy]:
     yield from _honest(_openbao_proxy)
 
 
-class TlsFaultProxy(FaultProxy):
-    """A fault proxy that is reached over TLS, as Azure's SDK demands.
-
-    Attributes:
-        ca_file: the certificate to trust.
-    """
-
-    def __init__(self, upstream: str, *, tls: ssl.SSLContext, folder: Path) -> None:
-        super().__init__(upstream, tls=tls)
-        certificate = certificate_for_localhost(folder)
-        self.ca_file = folder / "ca.pem"
-        self._server.socket = certificate.wrap_socket(
-            self._server.socket, server_side=True, do_handshake_on_connect=False
-        )
-
-    @property
-    def url(self) -> str:
-        return super().url.replace("http:", "https:")
-
-
 @pytest.fixture(scope="session")
 def key_vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyVault]:
     """Azure Key Vault, as its stand-in speaks for it."""
@@ -143,9 +121,10 @@ def _key_vault_proxy(key_vault: KeyVault, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def key_vault_proxy(_key_vault_proxy: TlsFaultProxy) -> Iterator[FaultProxy]:
+def key_vault_proxy(_key_vault_proxy: TlsFaultProxy) -> Iterator[TlsFaultProxy]:
     """A proxy before the Key Vault stand-in, over TLS; `ca_file` is the certificate to trust."""
-    yield from _honest(_key_vault_proxy)
+    for _ in _honest(_key_vault_proxy):
+        yield _key_vault_proxy
 
 
 @pytest.fixture(scope="session")

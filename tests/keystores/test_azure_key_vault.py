@@ -17,9 +17,9 @@ from pydantic import ValidationError
 from activities.keystores import azure_key_vault
 from activities.keystores.azure_key_vault import AzureKeyVault, AzureKeyVaultSettings
 from activities.keystores.base import KeyRef
-from deploy.emulators.fault_proxy import Answer, Change, FaultProxy, Hang, Reset
-from tests.keystores.conftest import TlsFaultProxy
+from deploy.emulators.fault_proxy import Answer, Change, Hang, Reset
 from tests.keystores.contract import CONTEXT, KeystoreContract, altered, new_dek
+from tests.keystores.tls_proxy import TlsFaultProxy
 from workers.embedded.key_vault import KeyVault
 from workers.embedded.process import free_port
 from workflows.contracts.errors import (
@@ -146,8 +146,17 @@ def test_a_version_that_does_not_exist_is_not_found(key_vault: KeyVault, keys: N
     wrapped = keystore.wrap(new_dek(), CONTEXT)
     with pytest.raises(KeyNotFound):
         keystore.unwrap(wrapped.wrapped, CONTEXT, KeyRef(wrapped.key.key_id, "0" * 32))
+
+
+@pytest.mark.parametrize("version", ["", "../other", "latest", "0" * 31])
+def test_what_is_no_version_is_not_even_asked_for(
+    proxied: AzureKeyVault, key_vault_proxy: TlsFaultProxy, version: str
+) -> None:
+    wrapped = proxied.wrap(new_dek(), CONTEXT)
+    key_vault_proxy.requests.clear()
     with pytest.raises(CiphertextInvalid):
-        keystore.unwrap(wrapped.wrapped, CONTEXT, KeyRef(wrapped.key.key_id, "../other"))
+        proxied.unwrap(wrapped.wrapped, CONTEXT, KeyRef(wrapped.key.key_id, version))
+    assert not key_vault_proxy.requests
 
 
 def test_the_service_wraps_and_not_the_sdk(proxied: AzureKeyVault, key_vault_proxy: TlsFaultProxy) -> None:
@@ -160,7 +169,8 @@ def test_the_service_wraps_and_not_the_sdk(proxied: AzureKeyVault, key_vault_pro
 def test_the_two_kinds_of_ciphertext_are_told_apart(key_vault: KeyVault, managed_hsm: KeyVault, keys: None) -> None:
     vault, hsm = opened(key_vault, "wrap"), opened(managed_hsm, "wrap")
     of_vault, of_hsm = vault.wrap(new_dek(), CONTEXT), hsm.wrap(new_dek(), CONTEXT)
-    assert (len(of_vault.wrapped), len(of_hsm.wrapped)) == (257, 61)
+    assert (of_vault.mechanism, len(of_vault.wrapped)) == ("rsa-oaep", 257)
+    assert (of_hsm.mechanism, len(of_hsm.wrapped)) == ("aes-gcm", 61)
     with pytest.raises(CiphertextInvalid):
         hsm.unwrap(of_vault.wrapped, CONTEXT, of_hsm.key)
     with pytest.raises(CiphertextInvalid):
@@ -255,7 +265,6 @@ def error(code: str, *inner: str) -> bytes:
         (502, b"<html>", KeystoreUnavailable),
         (503, error("ServiceUnavailable"), KeystoreUnavailable),
         (200, b"not JSON", KeystoreUnavailable),
-        (307, b"", KeystoreUnavailable),
     ],
 )
 def test_an_error_answer_becomes_one_of_ours_and_is_not_quoted(
@@ -267,13 +276,20 @@ def test_an_error_answer_becomes_one_of_ours_and_is_not_quoted(
 ) -> None:
     wrapped = proxied.wrap(new_dek(), CONTEXT)
     key_vault_proxy.requests.clear()
-    key_vault_proxy.rule = Answer(status, {"Location": "https://127.0.0.1:9/"}, body, match="/unwrapkey")
+    key_vault_proxy.rule = Answer(status, body=body, match="/unwrapkey")
     with pytest.raises(expected) as caught:
         proxied.unwrap(wrapped.wrapped, CONTEXT, wrapped.key)
     assert type(caught.value) is expected
     assert "SECRET" not in caught.value.diagnostics
     assert "azure-ams" in caught.value.message
     assert sum("/unwrapkey" in sent.path for sent in key_vault_proxy.requests) == 1, "the workflow retries, not the SDK"
+
+
+def test_a_redirection_is_not_followed(proxied: AzureKeyVault, key_vault_proxy: TlsFaultProxy) -> None:
+    key_vault_proxy.rule = Answer(307, {"Location": f"{key_vault_proxy.url}/elsewhere"}, match="GET /keys")
+    with pytest.raises(KeystoreUnavailable, match="HTTP 307"):
+        proxied.describe()
+    assert not [sent for sent in key_vault_proxy.requests if "elsewhere" in sent.path]
 
 
 def test_a_refused_wrap_is_a_matter_of_configuration(proxied: AzureKeyVault, key_vault_proxy: TlsFaultProxy) -> None:

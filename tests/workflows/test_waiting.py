@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
@@ -30,12 +32,15 @@ from workflows.contracts.messages import CeremonyStatus, InitRequest, UnsealRequ
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
+@pytest_asyncio.fixture(loop_scope="session")
 async def environment() -> AsyncIterator[WorkflowEnvironment]:
     server = str(Path(sys.executable).parent / "temporal-test-server")
     async with await WorkflowEnvironment.start_time_skipping(
         test_server_existing_path=server, data_converter=pydantic_data_converter
     ) as started:
+        keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
+        request = AddSearchAttributesRequest(search_attributes={key.name: keyword for key in names.SEARCH_ATTRIBUTES})
+        await started.client.operator_service.add_search_attributes(request)
         yield started
 
 
@@ -92,16 +97,15 @@ async def test_a_quorum_may_take_days(clock: Clock, doubles: Doubles) -> None:
 
 async def test_the_default_deadline_is_72_hours(clock: Clock, doubles: Doubles) -> None:
     async with doubles.working(clock.environment):
-        began = await clock.now()
         handle = await clock.start(doubles.init_request())
         plan = await clock.plan(handle)
         error = await failure(handle)
-        took = await clock.now() - began
     assert isinstance(error, DeadlinePassed)
     assert plan.expires - plan.created == timedelta(hours=72)
-    assert timedelta(hours=72) <= took < timedelta(hours=72, minutes=1)
     assert [closed.outcome for closed in doubles.closed] == ["expired"]
-    await clean(handle)
+    events = (await clean(handle)).events
+    took = events[-1].event_time.ToDatetime() - events[0].event_time.ToDatetime()
+    assert abs(took - timedelta(hours=72)) < timedelta(minutes=1)
 
 
 async def test_a_deadline_of_thirty_days_costs_a_handful_of_events(clock: Clock, doubles: Doubles) -> None:
@@ -182,6 +186,7 @@ async def test_an_unseal_waits_for_clouds_that_are_away_for_hours(clock: Clock, 
     await clean(handle)
 
 
+@pytest.mark.slow
 async def test_an_unseal_may_wait_as_long_as_its_deadline_without_outgrowing_its_history(
     clock: Clock, doubles: Doubles
 ) -> None:
@@ -189,14 +194,12 @@ async def test_an_unseal_may_wait_as_long_as_its_deadline_without_outgrowing_its
     doubles.unwrap = lambda keystore: KeystoreUnavailable(f"{keystore} is away", subject=keystore)
     async with doubles.working(clock.environment):
         handle = await approved_unseal(clock, doubles, 3 * DAY)
-        await clock.environment.sleep(6 * HOUR)
-        history = await handle.fetch_history()
-        attempts = (await clock.status(handle)).attempt
-        size = sum(event.ByteSize() for event in history.events)
-        print(attempts, len(history.events), size)
-        assert len(history.events) * 12 < 51_200
-        assert size * 12 < 50 * 2**20
-        await handle.cancel()
+        error = await failure(handle)
+        history = await clean(handle)
+    assert isinstance(error, (QuorumUnreachable, DeadlinePassed))
+    size = sum(event.ByteSize() for event in history.events)
+    assert len(history.events) < 45_000
+    assert size < 45 * 2**20
 
 
 async def test_an_unseal_ends_at_its_deadline_and_says_which_clouds_were_away(clock: Clock, doubles: Doubles) -> None:

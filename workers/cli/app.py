@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from workers.cli import ceremonies, demo, roster, run_workers, unseal
+from workers.cli import ceremonies, demo, drill, roster, run_workers, unseal
 from workers.cli.output import OPTIONS, refuse
 from workflows.contracts.errors import MasterKeyError
 
@@ -46,6 +46,7 @@ app.command("status")(ceremonies.status)
 app.add_typer(ceremonies.app, name="ceremony")
 app.command("approve")(ceremonies.approve)
 app.command("reject")(ceremonies.reject)
+app.command("drill")(drill.drill)
 app.command("unseal", context_settings={"allow_extra_args": True, "ignore_unknown_options": False})(unseal.unseal)
 
 

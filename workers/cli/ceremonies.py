@@ -103,6 +103,7 @@ async def _status(name: str | None) -> None:
     from workers.connection import connect
     from workflows.contracts.authority import check_manifest
     from workflows.contracts.messages import ReportRequest
+    from workflows.drill import summary
 
     chain = OPTIONS.load().roster_source().load()
     report = await ceremony_client.report(await connect(), ReportRequest(kind="status", master_key=name))
@@ -152,11 +153,26 @@ async def _status(name: str | None) -> None:
                 say("  note: an active seal protection beside an sss one lowers the whole to seal")
         if not found:
             say("there is no MasterKey yet")
+        for drill in report.drills:
+            say(f"{drill.master_key} drilled {drill.at:%Y-%m-%d %H:%M} UTC: {summary(drill)}")
+        undrilled = {m.master_key for m, _ in found} - {drill.master_key for drill in report.drills}
+        for master_key in sorted(undrilled):
+            say(f"{master_key} was never drilled: run `masterkey drill {master_key}`, or schedule it with --every")
         for ceremony in running:
             say(f"running: {ceremony['ceremony']}: {ceremony['phase']}")
         say(f"ledger: {report.events} events, chain verified, head {report.head}")
 
-    answer({"protections": protections, "running": running, "events": report.events, "head": report.head}, text)
+    drills = [drill.model_dump(mode="json") for drill in report.drills]
+    answer(
+        {
+            "protections": protections,
+            "running": running,
+            "drills": drills,
+            "events": report.events,
+            "head": report.head,
+        },
+        text,
+    )
 
 
 @app.command("list")

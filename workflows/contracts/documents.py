@@ -27,7 +27,7 @@ SUITE = "HPKE-v1/MLKEM768-X25519/HKDF-SHA256/AES-256-GCM"
 """RFC 9180 with the hybrid KEM of draft-ietf-hpke-pq; the one suite in use."""
 
 Suite = Literal["HPKE-v1/MLKEM768-X25519/HKDF-SHA256/AES-256-GCM"]
-Action = Literal["init", "unseal"]
+Action = Literal["init", "unseal", "drill"]
 Mode = Literal["sss", "seal"]
 Purpose = Literal["primary", "emergency"]
 Work = Literal["protect", "release"]

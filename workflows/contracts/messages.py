@@ -156,6 +156,7 @@ class BeginCeremony(Message):
     action: Action
     master_key: Name
     manifest: str | None = None
+    all_active: bool = False
     request: Signed | None = None
     opened_at: Time
 
@@ -167,12 +168,14 @@ class Begun(Message):
         roster: canonical text of the newest roster version; verified by the orchestrator.
         roster_digest: its digest.
         protection: the protection that is to be opened, if one.
+        active: all protections in force, if they were asked for.
         next_epoch: the epoch for a new protection.
     """
 
     roster: str
     roster_digest: str
     protection: StoredProtection | None = None
+    active: tuple[StoredProtection, ...] = ()
     next_epoch: int = 1
 
 
@@ -318,6 +321,61 @@ class UnsealResult(Message):
     failed: tuple[str, ...]
 
 
+class DrillRequest(Message):
+    """Start of `DrillWorkflow`; a schedule gives no ceremony, so each run makes its own."""
+
+    master_key: Name
+    ceremony: CeremonyId | None = None
+
+
+class ShardHealth(Message):
+    """What a drill found of one shard.
+
+    Attributes:
+        opens: the keystore proved that it can give back the DEK, and the stored bytes are those of the manifest.
+        error: name of the error if not.
+        detail: the error in one line, with what to do next.
+    """
+
+    index: Index
+    keystore: Name
+    key_id: str
+    opens: bool
+    error: str = ""
+    detail: str = ""
+
+
+class ProtectionHealth(Message):
+    """What a drill found of one protection.
+
+    Attributes:
+        spare: how many more keystores may fail before it is unrecoverable; negative when it is.
+    """
+
+    manifest: str
+    purpose: Purpose
+    mode: Mode
+    threshold: int
+    shards: tuple[ShardHealth, ...]
+    spare: int
+
+
+class DrillResult(Message):
+    """Result of `DrillWorkflow`.
+
+    Attributes:
+        healthy: every shard of every active protection opens.
+        spare: how many more keystores may fail before the MasterKey is unrecoverable: that of the best protection.
+    """
+
+    ceremony: CeremonyId
+    master_key: Name
+    at: Time
+    healthy: bool
+    spare: int
+    protections: tuple[ProtectionHealth, ...]
+
+
 class ReportRequest(Message):
     """Ask the ledger for a report."""
 
@@ -352,6 +410,7 @@ class Report(Message):
 
     protections: tuple[ProtectionSummary, ...] = ()
     ceremonies: tuple[CeremonySummary, ...] = ()
+    drills: tuple[DrillResult, ...] = ()
     events: int = 0
     head: str = ""
 

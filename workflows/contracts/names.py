@@ -38,6 +38,9 @@ COMMIT_PROTECTION = "commit_protection"
 CLOSE_CEREMONY = "close_ceremony"
 READ_REPORT = "read_report"
 
+DRILL_FINISHED = "drill-finished"
+"""Type of the event that carries a drill's result."""
+
 _CEREMONY = re.compile(r"^([a-z0-9][a-z0-9-]{0,62})\.([a-z]+)\.[0-9a-f]{12}$")
 CHANGING: tuple[str, ...] = ("init",)
 """Actions that change a MasterKey: at most one such ceremony runs at a time."""

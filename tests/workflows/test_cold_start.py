@@ -1,0 +1,37 @@
+"""A fresh orchestrator: what was sent while none ran is verified by a process that has verified nothing yet."""
+
+from __future__ import annotations
+
+from tests.workflows.gated import GatedHouse
+from tests.workflows.people import clean, eventually
+from workflows.contracts.messages import InitResult
+
+
+async def test_an_rsa_approval_that_came_while_no_orchestrator_ran_is_verified_by_the_next(gated: GatedHouse) -> None:
+    handle = await gated.start_init(gated.fresh_name())
+    plan = await gated.plan(handle)
+    gated.kill("orchestrator")
+    bob = gated.decision("bob", plan)
+    assert "ssh-rsa" in (gated.stack.folder / "keys" / "bob.pub").read_text()
+    await handle.signal("approve", bob)
+    gated.start_again("orchestrator")
+
+    async def counted() -> bool:
+        return (await gated.status(handle)).approved_by == ("bob",)
+
+    await eventually(counted)
+    assert (await gated.status(handle)).refused_messages == 0
+    await gated.approve(handle, ["alice", "carol"])
+    assert InitResult.model_validate(await handle.result()).approved_by == ("alice", "bob", "carol")
+    await clean(handle)
+
+
+async def test_a_whole_quorum_that_came_while_no_orchestrator_ran_is_enough(gated: GatedHouse) -> None:
+    handle = await gated.start_init(gated.fresh_name())
+    plan = await gated.plan(handle)
+    gated.kill("orchestrator")
+    for name in ("bob", "dave", "erin"):
+        await handle.signal("approve", gated.decision(name, plan))
+    gated.start_again("orchestrator")
+    assert InitResult.model_validate(await handle.result()).approved_by == ("bob", "dave", "erin")
+    await clean(handle)

@@ -1,0 +1,127 @@
+"""`DrillWorkflow`: prove that every shard still opens, without opening one. Needs no human.
+
+Every keystore is asked whether it can give back its data key (`check_data_key`, signed over this drill's
+nonce), and every stored ciphertext is compared with the hash in the manifest, whose signature the keystore
+workers verify. Runs on demand and on a Temporal Schedule; its result is an event, a metric, and a part of
+`masterkey status`.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from workflows.contracts import names
+    from workflows.contracts.canonical import decode64, digest
+    from workflows.contracts.documents import Manifest
+    from workflows.contracts.errors import CiphertextInvalid, MasterKeyError
+    from workflows.contracts.messages import (
+        DrillRequest,
+        DrillResult,
+        ProtectionHealth,
+        ShardHealth,
+        StoredProtection,
+    )
+    from workflows.contracts.roster import Roster
+
+from workflows.ceremony import Ceremony
+from workflows.concurrency import gather
+from workflows.proof import prove_data_key
+
+_PATIENCE = timedelta(seconds=60)
+_ATTEMPTS = 3
+
+
+@workflow.defn
+class DrillWorkflow(Ceremony):
+    """One drill of all active protections of one MasterKey."""
+
+    @workflow.init
+    def __init__(self, request: DrillRequest) -> None:
+        own = f"{request.master_key}.drill.{workflow.info().run_id.replace('-', '')[:12]}"
+        super().__init__(request.ceremony or own, "drill", request.master_key)
+
+    @workflow.run
+    async def run(self, request: DrillRequest) -> DrillResult:
+        """Ask every keystore and report; a shard that does not open is a result, not a failure."""
+        return await self.run_to_the_end(self._work)
+
+    async def _work(self) -> DrillResult:
+        begun = await self.begin(all_active=True)
+        roster = Roster.parse(begun.roster.encode())
+        await self.enter("drilling")
+        protections = await gather([self._protection(stored, roster) for stored in begun.active])
+        result = DrillResult(
+            ceremony=self.ceremony,
+            master_key=self.master_key,
+            at=self.now(),
+            healthy=all(shard.opens for protection in protections for shard in protection.shards),
+            spare=max(protection.spare for protection in protections),
+            protections=tuple(protections),
+        )
+        self.event("finished", names.DRILL_FINISHED, healthy=result.healthy, result=result.model_dump_json())
+        self._measure(result)
+        await self.close("done", summary(result))
+        return result
+
+    async def _protection(self, stored: StoredProtection, roster: Roster) -> ProtectionHealth:
+        manifest = Manifest.parse(stored.manifest.document.encode())
+        shards = await gather([self._shard(stored, manifest, row.index, roster) for row in stored.shards])
+        return ProtectionHealth(
+            manifest=stored.manifest.digest,
+            purpose=manifest.purpose,
+            mode=manifest.mode,
+            threshold=manifest.threshold,
+            shards=tuple(shards),
+            spare=sum(shard.opens for shard in shards) - manifest.threshold,
+        )
+
+    async def _shard(self, stored: StoredProtection, manifest: Manifest, index: int, roster: Roster) -> ShardHealth:
+        row, described = stored.shards[index - 1], manifest.shards[index - 1]
+        self.progress(row.keystore, "asked")
+        try:
+            if digest(decode64(row.nonce) + decode64(row.ciphertext)) != described.ciphertext_hash:
+                raise CiphertextInvalid(f"the stored shard {index} was altered or swapped", subject=row.keystore)
+            signed = await prove_data_key(stored, index, roster, patience=_PATIENCE, attempts=_ATTEMPTS)
+        except MasterKeyError as error:
+            self.progress(row.keystore, "failed", error)
+            return ShardHealth(
+                index=index,
+                keystore=row.keystore,
+                key_id=row.key_id,
+                opens=False,
+                error=type(error).__name__,
+                detail=error.diagnostics,
+            )
+        self.progress(row.keystore, "answered")
+        self.event(
+            f"proven.{stored.manifest.digest[7:19]}.{index}",
+            "data-key-proven",
+            keystore=row.keystore,
+            document=signed.document,
+            signature=signed.signature,
+        )
+        return ShardHealth(index=index, keystore=row.keystore, key_id=row.key_id, opens=True)
+
+    def _measure(self, result: DrillResult) -> None:
+        meter = workflow.metric_meter().with_additional_attributes({"master_key": self.master_key})
+        closed = sum(not shard.opens for protection in result.protections for shard in protection.shards)
+        meter.create_gauge("masterkey_shards_at_risk", "Shards that the last drill could not prove.").set(closed)
+        meter.create_gauge(
+            "masterkey_spare_keystores", "How many more keystores may fail before the MasterKey is lost."
+        ).set(max(result.spare, 0))
+
+
+def summary(result: DrillResult) -> str:
+    """A drill's result in one line."""
+    shards = [shard for protection in result.protections for shard in protection.shards]
+    closed = [shard.keystore for shard in shards if not shard.opens]
+    if result.spare < 0:
+        outlook = "the MasterKey cannot be recovered at this moment"
+    else:
+        outlook = f"{result.spare} more keystores may fail before the MasterKey is unrecoverable"
+    if not closed:
+        return f"all {len(shards)} shards open; {outlook}"
+    return f"{len(closed)} of {len(shards)} shards do not open ({', '.join(closed)}); {outlook}"
