@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from activities.keystores.datakey import KeystoreTerms
@@ -57,6 +57,12 @@ class RecipientSection(Section):
 
     identity: Path
     kcv: dict[Name, Check] = Field(default_factory=dict)
+
+
+class MetricsSection(Section):
+    """`[metrics]`: any worker."""
+
+    listen: Annotated[str, StringConstraints(pattern=r"^[^:]+:[0-9]{1,5}$")]
 
 
 class KeystoreSection(BaseModel):
@@ -104,6 +110,7 @@ class Configuration(BaseSettings):
     ledger: LedgerSection | None = None
     strongroom: StrongroomSection | None = None
     recipient: RecipientSection | None = None
+    metrics: MetricsSection | None = None
     keystores: dict[Name, KeystoreSection] = Field(default_factory=dict)
 
     @classmethod

@@ -5,25 +5,33 @@ from __future__ import annotations
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
+from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.service import RPCError
 
 from workflows.contracts.errors import ConfigurationInvalid
 
 
-async def connect() -> Client:
+async def connect(metrics: str | None = None) -> Client:
     """Connect with the environment's or the profile's settings.
 
+    Args:
+        metrics: HOST:PORT to serve Prometheus metrics on (Temporal's own, and those of drills), if any.
+
     Raises:
-        ConfigurationInvalid: nothing answers, or it refuses us.
+        ConfigurationInvalid: nothing answers, or it refuses us, or the port for metrics is taken.
     """
     options = ClientConfig.load_client_connect_config()
     address = options.get("target_host", "localhost:7233")
     options.setdefault("target_host", address)
+    runtime = None
+    if metrics is not None:
+        try:
+            telemetry = TelemetryConfig(metrics=PrometheusConfig(bind_address=metrics))
+            runtime = Runtime(telemetry=telemetry)
+        except (RuntimeError, ValueError):
+            raise ConfigurationInvalid(f"[metrics] listen: cannot serve metrics on {metrics}") from None
     try:
-        return await Client.connect(
-            **options,
-            data_converter=pydantic_data_converter,
-        )
+        return await Client.connect(**options, data_converter=pydantic_data_converter, runtime=runtime)
     except RPCError as error:
         reason = f"it answers {error.status.name}"
     except RuntimeError:

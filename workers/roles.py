@@ -82,7 +82,7 @@ async def run_orchestrator(configuration: Configuration) -> None:
     roster.load()
     ledger = Ledger(configuration.ledger_url())
     ledger.check()
-    client = await connect()
+    client = await connect(_metrics(configuration))
     await _check_search_attributes(client)
     with ThreadPoolExecutor(max_workers=8, thread_name_prefix="ledger") as threads:
         activities = LedgerActivities(ledger, roster)
@@ -108,7 +108,10 @@ async def run_strongroom(configuration: Configuration) -> None:
             f"{configuration.source}: the identity {path} is no strongroom's in the roster",
             next_step="see `masterkey roster show`",
         )
-    client, private = await connect(), f"{names.strongroom_queue(entry.name)}-{secrets.token_hex(8)}"
+    client, private = (
+        await connect(_metrics(configuration)),
+        f"{names.strongroom_queue(entry.name)}-{secrets.token_hex(8)}",
+    )
     pool = Pool(STRONGROOM_TARGET, ("activities.strongroom.session",), spares=_SPARES)
     await pool.start()
     activities = StrongroomActivities(
@@ -140,7 +143,7 @@ async def run_keystores(configuration: Configuration, keystores: Sequence[str]) 
                 f"that the roster gives {terms.name}",
                 next_step="see `masterkey roster show`",
             )
-    client = await connect()
+    client = await connect(_metrics(configuration))
     os.environ[preload.VARIABLE] = json.dumps({terms.name: terms.settings for terms in all_terms})
     pool = Pool(KEYSTORE_TARGET, (preload.__name__,), spares=_SPARES)
     await pool.start()
@@ -150,6 +153,10 @@ async def run_keystores(configuration: Configuration, keystores: Sequence[str]) 
     ]
     await _run_until_signalled(f"keystore {' '.join(keystores)}", workers)
     await pool.close()
+
+
+def _metrics(configuration: Configuration) -> str | None:
+    return configuration.metrics.listen if configuration.metrics else None
 
 
 def _activity_worker(client: Client, queue: str, activities: Sequence[object]) -> Worker:

@@ -2,7 +2,7 @@
 
 The key never leaves the token: it must be sensitive and not extractable. AES-GCM binds the context as associated
 data. RSA-OAEP is for HSMs without AES-GCM, and for those that insist on an IV of their own (Thales Luna in FIPS
-mode): it takes no associated data everywhere, so the context's hash travels inside.
+mode). Not every token takes OAEP's label (SoftHSM refuses it), so the context's hash travels inside.
 
 A call loads the module, logs in, works and finalizes: it runs in a process of its own, and nothing of it is left
 to be inherited by a fork. A module that hangs cannot be interrupted from inside: `timeout_seconds` is no limit

@@ -6,6 +6,8 @@ import json
 import sqlite3
 from typing import Any
 
+import requests
+
 from tests.conftest import Installation
 from tests.support import eventually
 
@@ -43,6 +45,8 @@ def test_a_drill_notices_an_unlogged_change_in_a_keystore(installation: Installa
     finally:
         installation.bao.ask("POST", "transit/keys/wrap-5/config", {"min_decryption_version": 1})
     assert (code, result["healthy"], result["spare"]) == (1, False, 1)
+    gauges = requests.get(f"http://127.0.0.1:{installation.stack.metrics_port}/metrics", timeout=5).text
+    assert f'masterkey_shards_at_risk{{master_key="{name}"' in gauges
     last = result["protections"][0]["shards"][4]
     assert (last["keystore"], last["opens"]) == ("bao-5", False)
     assert last["error"] in ("KeyNotFound", "KeyDisabled", "KeystoreAccessDenied")

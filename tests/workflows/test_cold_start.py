@@ -23,7 +23,7 @@ async def test_an_rsa_approval_that_came_while_no_orchestrator_ran_is_verified_b
     assert (await gated.status(handle)).refused_messages == 0
     await gated.approve(handle, ["alice", "carol"])
     assert InitResult.model_validate(await handle.result()).approved_by == ("alice", "bob", "carol")
-    await clean(handle)
+    await clean(handle, killed=True)
 
 
 async def test_a_whole_quorum_that_came_while_no_orchestrator_ran_is_enough(gated: GatedHouse) -> None:
@@ -34,4 +34,4 @@ async def test_a_whole_quorum_that_came_while_no_orchestrator_ran_is_enough(gate
         await handle.signal("approve", gated.decision(name, plan))
     gated.start_again("orchestrator")
     assert InitResult.model_validate(await handle.result()).approved_by == ("bob", "dave", "erin")
-    await clean(handle)
+    await clean(handle, killed=True)

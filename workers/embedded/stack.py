@@ -52,6 +52,8 @@ class Stack:
     services: dict[str, Service] = field(default_factory=dict)
     temporal: Service | None = None
     genesis: str = ""
+    metrics_port: int | None = None
+    """Where the orchestrator serves Prometheus metrics, if anywhere."""
     one_keystore_process: bool = False
     """Serve all keystores from one process: quicker to start, for tests that are not about separation."""
 
@@ -99,7 +101,10 @@ class Stack:
 
     def write_configurations(self) -> None:
         """One file for each role, with only what that role may have."""
-        self.write_configuration("orchestrator", {"ledger": {"url": "sqlite:///masterkey.db"}})
+        orchestrator: dict[str, Mapping[str, Any]] = {"ledger": {"url": "sqlite:///masterkey.db"}}
+        if self.metrics_port is not None:
+            orchestrator["metrics"] = {"listen": f"127.0.0.1:{self.metrics_port}"}
+        self.write_configuration("orchestrator", orchestrator)
         self.write_configuration("strongroom", {"strongroom": {"identity": "keys/strongroom"}})
         tables: dict[str, Mapping[str, Any]] = {}
         for name, keystore in self.keystores.items():
