@@ -14,6 +14,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 
 from activities.ledger.store import Ledger
 from workers.embedded.openbao import OpenBao, start_openbao
+from workers.embedded.process import free_port
 from workers.embedded.stack import CUSTODIANS, KeystoreSetup, Stack
 
 NAMES = tuple(f"mk-{number}" for number in range(200))
@@ -77,7 +78,7 @@ class Installation:
 def start_installation(folder: Path, count: int = 5, *, one_keystore_process: bool = True) -> Installation:
     """Start a stack whose keystores are Transit keys of one OpenBao."""
     bao = start_openbao(folder / "openbao")
-    stack = Stack(folder, one_keystore_process=one_keystore_process)
+    stack = Stack(folder, one_keystore_process=one_keystore_process, metrics_port=free_port())
     stack.services["openbao"] = bao.service
     try:
         for index in range(1, count + 1):

@@ -250,6 +250,16 @@ class Ceremony:
             await asyncio.shield(asyncio.ensure_future(self._close_if_possible("refused", "cancelled by an operator")))
             raise
 
+    async def to_its_end(self, tail: Awaitable[M]) -> M:
+        """Do what must not be left half done: a cancellation comes too late by now, and changes nothing."""
+        task = asyncio.ensure_future(tail)
+        while True:
+            try:
+                return await asyncio.shield(task)
+            except asyncio.CancelledError:
+                if task.cancelled():
+                    raise
+
     async def _close_if_possible(self, outcome: str, detail: str) -> None:
         # A ledger that refuses the record must not hide what ended the ceremony, nor hang it for ever.
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from temporalio.exceptions import ActivityError, ApplicationError, TimeoutType
+import asyncio
+
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeout
 
 from workflows.contracts.errors import BY_NAME, KeystoreUnavailable, MasterKeyError, SessionLost
@@ -29,8 +31,13 @@ def from_failure(error: BaseException, *, subject: str = "") -> MasterKeyError:
     Returns:
         The error that was raised there; for a time-out `KeystoreUnavailable` or `SessionLost`; for
         anything unforeseen `MasterKeyError` with the failure's type only.
+
+    Raises:
+        asyncio.CancelledError: the caller was cancelled while it waited; that is no failure of the activity.
     """
     cause = error.cause if isinstance(error, ActivityError) else error
+    if isinstance(error, ActivityError) and isinstance(cause, CancelledError):
+        raise asyncio.CancelledError
     if isinstance(cause, ApplicationError):
         kind = BY_NAME.get(cause.type or "")
         details = [*cause.details, "", ""]

@@ -92,6 +92,9 @@ class InitWorkflow(Ceremony):
         await self.enter("proving")
         await self._prove(stored, roster)
         await self.enter("committing", flush=True)
+        return await self.to_its_end(self._commit(stored, self.quorum))
+
+    async def _commit(self, stored: StoredProtection, quorum: Quorum) -> InitResult:
         await self.ledger(names.COMMIT_PROTECTION, Commit(ceremony=self.ceremony, attempt=self.attempt))
         await self._note_commit(stored)
         manifest = Manifest.parse(stored.manifest.document.encode())
@@ -101,7 +104,7 @@ class InitWorkflow(Ceremony):
             master_key=self.master_key,
             kcv=manifest.kcv,
             manifest=stored.manifest,
-            approved_by=self.quorum.approved_by,
+            approved_by=quorum.approved_by,
             attempt=self.attempt,
         )
 

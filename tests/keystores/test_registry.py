@@ -14,6 +14,8 @@ from workflows.contracts.errors import ConfigurationInvalid
 TABLES: dict[str, dict[str, object]] = {
     "aws-kms": {"key_id": "arn:aws:kms:eu-central-1:111122223333:key/0a-1b"},
     "gcp-kms": {"key_name": "projects/p/locations/europe-west6/keyRings/r/cryptoKeys/k"},
+    "azure-key-vault": {"key_id": "https://v.vault.azure.net/keys/wrap"},
+    "pkcs11": {"module": "/usr/lib/softhsm/libsofthsm2.so", "token_label": "t", "key_label": "k", "pin_env": "PIN"},
     "transit": {"address": "https://bao.example:8200", "key_name": "masterkey"},
 }
 
