@@ -39,6 +39,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.quorum import Quorum
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 
 _LEDGER_TIMEOUT = timedelta(seconds=30)
 _LEDGER_RETRY = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30))
@@ -250,7 +251,7 @@ class Ceremony:
             await asyncio.shield(asyncio.ensure_future(self._close_if_possible("refused", "cancelled by an operator")))
             raise
 
-    async def to_its_end(self, tail: Awaitable[M]) -> M:
+    async def to_its_end(self, tail: Awaitable[T]) -> T:
         """Do what must not be left half done: a cancellation comes too late by now, and changes nothing."""
         task = asyncio.ensure_future(tail)
         while True:

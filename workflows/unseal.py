@@ -94,7 +94,8 @@ class UnsealWorkflow(Ceremony):
             served_by=list(served),
             approved_by=list(approved_by),
         )
-        await self.close("done", f"delivered to {plan.recipient.name}" if plan.recipient else "delivered")
+        outcome = f"delivered to {plan.recipient.name}" if plan.recipient else "delivered"
+        await self.to_its_end(self.close("done", outcome))
         return UnsealResult(
             ceremony=self.ceremony,
             master_key=self.master_key,

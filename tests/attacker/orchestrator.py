@@ -88,9 +88,17 @@ class Hostile:
             Unforeseen: any other failure.
         """
         said = request.model_dump(mode="json") if isinstance(request, Message) else request
+        import time
+        t0=time.monotonic()
+        wid=f"attack/{uuid.uuid4()}"
         outcome = await self.client.execute_workflow(
-            "Puppet", args=[activity_name, queue, said], id=f"attack/{uuid.uuid4()}", task_queue=QUEUE, result_type=dict
+            "Puppet", args=[activity_name, queue, said], id=wid, task_queue=QUEUE, result_type=dict
         )
+        if time.monotonic()-t0 > 4:
+            h = await self.client.get_workflow_handle(wid).fetch_history()
+            with open("/tmp/stall.log","a") as f:
+                f.write(f"STALL {activity_name} {queue} {time.monotonic()-t0}\n")
+                for e in h.events: f.write(f"  {e.event_id} {e.event_type} {e.event_time.ToDatetime()} {str(e)[:0]}\n")
         if "answer" in outcome:
             return outcome["answer"]
         details = [*outcome["details"], "", ""]

@@ -246,6 +246,8 @@ async def clean(handle: Handle, *, killed: bool = False) -> WorkflowHistory:
     """The history of a ceremony in which no workflow task failed, or ran out of time unless an orchestrator died."""
     history = await handle.fetch_history()
     found = types(history)
-    assert found["WORKFLOW_TASK_FAILED"] == 0, "a workflow task failed"
+    failed = [event.workflow_task_failed_event_attributes for event in history.events]
+    said = [f"{one.failure.message} {one.failure.stack_trace}" for one in failed if one.HasField("failure")]
+    assert found["WORKFLOW_TASK_FAILED"] == 0, said
     assert killed or found["WORKFLOW_TASK_TIMED_OUT"] == 0, "a workflow task ran out of time"
     return history
