@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo dev test test-all lint format bench lock clean
+.PHONY: demo dev test test-all coverage lint format bench lock clean
 .DEFAULT_GOAL := demo
 
 $(READY): requirements.lock pyproject.toml deploy/system-packages.sh
@@ -26,6 +26,12 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+# The strongroom has no untested line or branch; this fails when it has.
+coverage: $(READY)
+	$(BIN)/python -m pytest -q tests/strongroom --cov=activities/strongroom --cov-branch \
+		--cov-report=term-missing --cov-fail-under=100
+	rm -f .coverage*
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -10,17 +10,18 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from activities.keystores.datakey import KeystoreTerms
-from activities.keystores.registry import parse_settings
 from activities.roster import RosterSource
 from workflows.contracts.canonical import Digest, Name
 from workflows.contracts.documents import Check, Mode
 from workflows.contracts.errors import ConfigurationInvalid
+
+if TYPE_CHECKING:
+    from activities.keystores.datakey import KeystoreTerms
 
 _PREFIX = "MASTERKEY_"
 _PINNED = ("ROSTER", "RECIPIENT__KCV")
@@ -189,6 +190,10 @@ class Configuration(BaseSettings):
         Raises:
             ConfigurationInvalid: there is no such section, or a key in it is wrong.
         """
+        # Here and not above: only a keystore's worker needs them, and every command loads a configuration.
+        from activities.keystores.datakey import KeystoreTerms
+        from activities.keystores.registry import parse_settings
+
         section = self.keystores.get(name)
         if section is None:
             known = ", ".join(sorted(self.keystores)) or "none"

@@ -28,8 +28,6 @@ from activities.identity import check_private
 from activities.keystores import preload
 from activities.keystores.activities import TARGET as KEYSTORE_TARGET
 from activities.keystores.activities import KeystoreActivities
-from activities.ledger.activities import LedgerActivities
-from activities.ledger.store import Ledger
 from activities.strongroom.activities import TARGET as STRONGROOM_TARGET
 from activities.strongroom.activities import StrongroomActivities
 from activities.strongroom.process import Pool
@@ -78,6 +76,10 @@ def sandbox() -> SandboxedWorkflowRunner:
 
 async def run_orchestrator(configuration: Configuration) -> None:
     """Workflows and the ledger. Has the database, and no credentials of any keystore."""
+    # Here and not above: the other roles have no database, and need no library for one.
+    from activities.ledger.activities import LedgerActivities
+    from activities.ledger.store import Ledger
+
     roster = configuration.roster_source()
     roster.load()
     ledger = Ledger(configuration.ledger_url())

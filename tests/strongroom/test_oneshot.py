@@ -13,7 +13,9 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from multiprocessing import Pipe
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import cast
 
 import psutil
 import pytest

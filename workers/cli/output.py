@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 
-from workers.config import Configuration
 from workflows.contracts.errors import MasterKeyError
+
+if TYPE_CHECKING:
+    from workers.config import Configuration
 
 T = TypeVar("T")
 
@@ -34,6 +36,8 @@ class Options:
 
     def load(self) -> Configuration:
         """The configuration; raises ConfigurationInvalid."""
+        from workers.config import Configuration
+
         return Configuration.load(self.config)
 
 

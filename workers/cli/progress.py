@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
 from workers.cli.output import OPTIONS, plain
-from workflows.contracts.messages import CeremonyStatus
+
+if TYPE_CHECKING:
+    from workflows.contracts.messages import CeremonyStatus
 
 _MARKS = {"waiting": "·", "asked": "…", "answered": "✓", "failed": "✗", "quarantined": "✗"}
 
