@@ -13,6 +13,7 @@ from activities.ledger.records import EventRecord
 from activities.ledger.store import Ledger
 from activities.recipient import open_delivery
 from activities.strongroom.hpke import PrivateKey
+from tests.attacker.orchestrator import result_of
 from tests.attacker.people import People, manifest_of
 from tests.world import now
 from workers import ceremony_client
@@ -95,7 +96,7 @@ class Ceremonies:
         """An honest init, with three approvals."""
         ceremony, handle = await self.start_init(name, mode, threshold, shards)
         await self.approve(ceremony, handle, QUORUM)
-        result = InitResult.model_validate(await handle.result())
+        result = InitResult.model_validate(await result_of(handle))
         stored = self.stored(name)
         assert stored.manifest.digest == result.manifest.digest
         return stored
@@ -123,7 +124,7 @@ class Ceremonies:
         handle = await self.start_unseal(request)
         if approvers:
             await self.approve(request.ceremony, handle, approvers)
-        result = UnsealResult.model_validate(await handle.result())
+        result = UnsealResult.model_validate(await result_of(handle))
         return self.receive(result.delivered, request, key, stored), result
 
     def receive(
@@ -160,7 +161,7 @@ class Ceremonies:
     async def ended(self, ceremony: str, handle: WorkflowHandle[Any, Any]) -> Ended:
         """Wait until a ceremony has failed; fails if it has released or created anything."""
         try:
-            result = await asyncio.wait_for(handle.result(), 40)
+            result = await asyncio.wait_for(result_of(handle), 40)
         except WorkflowFailureError as error:
             events = self.ledger.events(ceremony=ceremony)
             found = Ended(ceremony_client.workflow_error(error), events)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from temporalio import workflow
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowHandle
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
@@ -88,17 +88,10 @@ class Hostile:
             Unforeseen: any other failure.
         """
         said = request.model_dump(mode="json") if isinstance(request, Message) else request
-        import time
-        t0=time.monotonic()
-        wid=f"attack/{uuid.uuid4()}"
-        outcome = await self.client.execute_workflow(
-            "Puppet", args=[activity_name, queue, said], id=wid, task_queue=QUEUE, result_type=dict
+        handle = await self.client.start_workflow(
+            "Puppet", args=[activity_name, queue, said], id=f"attack/{uuid.uuid4()}", task_queue=QUEUE, result_type=dict
         )
-        if time.monotonic()-t0 > 4:
-            h = await self.client.get_workflow_handle(wid).fetch_history()
-            with open("/tmp/stall.log","a") as f:
-                f.write(f"STALL {activity_name} {queue} {time.monotonic()-t0}\n")
-                for e in h.events: f.write(f"  {e.event_id} {e.event_type} {e.event_time.ToDatetime()} {str(e)[:0]}\n")
+        outcome = await result_of(handle)
         if "answer" in outcome:
             return outcome["answer"]
         details = [*outcome["details"], "", ""]
@@ -192,6 +185,15 @@ class Hostile:
             )
         )
         return await self.protect(opened, authority, deks)
+
+
+async def result_of(handle: WorkflowHandle[Any, Any]) -> Any:
+    """A workflow's result. The server sometimes forgets a waiting client for 20 s, so this one asks again."""
+    while True:
+        try:
+            return await asyncio.wait_for(handle.result(), 3)
+        except TimeoutError:
+            continue
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.attacker.flows import EVERYBODY, Ceremonies
+from tests.attacker.flows import EVERYBODY, QUORUM, Ceremonies
 from tests.attacker.orchestrator import Hostile, altered_ledger
 from tests.attacker.people import People, manifest_of
 from tests.conftest import Installation
@@ -95,7 +95,7 @@ async def test_a_taken_name_that_was_erased_from_the_ledger_is_refused_by_the_ke
     ):
         # A whole quorum is deceived into making another MasterKey of this name.
         ceremony, handle = await ceremonies.start_init(name, "seal", 1, ["bao-1", "bao-2"])
-        await ceremonies.approve(ceremony, handle, EVERYBODY)
+        await ceremonies.approve(ceremony, handle, QUORUM)
         ended = await ceremonies.ended(ceremony, handle)
     assert type(ended.error) is ManifestInvalid
     assert "was committed here before" in ended.error.message

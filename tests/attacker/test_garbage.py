@@ -11,7 +11,7 @@ import pytest
 from activities.identity import Identity, generate_identity
 from activities.strongroom.hpke import PrivateKey
 from tests.attacker.flows import QUORUM, Ceremonies
-from tests.attacker.orchestrator import Hostile
+from tests.attacker.orchestrator import Hostile, result_of
 from tests.attacker.people import People
 from tests.attacker.test_bad_plans import approved, both_refuse, changed_shard, good_target
 from tests.conftest import Installation
@@ -73,7 +73,7 @@ async def test_no_signal_stops_a_ceremony_that_then_gets_its_quorum(
     status = await ceremony_client.status(ceremonies.client, request.ceremony)
     assert status.refused_messages == len(signs) + 2
     await ceremonies.approve(request.ceremony, handle, QUORUM)
-    result = UnsealResult.model_validate(await handle.result())
+    result = UnsealResult.model_validate(await result_of(handle))
     assert len(ceremonies.receive(result.delivered, request, key, sss)) == 32
     history = await handle.fetch_history()
     assert not [event for event in history.events if event.HasField("workflow_task_failed_event_attributes")]

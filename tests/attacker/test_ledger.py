@@ -83,7 +83,7 @@ async def test_an_altered_row_is_quarantined_and_others_serve(
 ) -> None:
     expected, _ = await ceremonies.unseal(sss, QUORUM)
     with altered_ledger(database, change_shard(sss, 1, "ciphertext", flipped(sss.shards[0].ciphertext))):
-        received, result = await ceremonies.unseal(sss, EVERYBODY)
+        received, result = await ceremonies.unseal(sss, EVERYBODY[:4])
     assert received == expected
     assert result.served_by == ("bao-2", "bao-3", "bao-4")
     assert result.failed == ("bao-1",)
@@ -156,10 +156,10 @@ async def test_a_manifest_with_a_lowered_threshold_is_refused_even_if_custodians
     with altered_ledger(database, replace_manifest(sss, other)):
         request = people.wish(other, PrivateKey().public_key)
         handle = await ceremonies.start_unseal(request)
-        await ceremonies.approve(request.ceremony, handle, EVERYBODY)
+        await ceremonies.approve(request.ceremony, handle, EVERYBODY[:4])
         ended = await ceremonies.ended(request.ceremony, handle)
     assert type(ended.error) is ManifestInvalid
-    assert ended.types.count("keystore-failed") == 5
+    assert ended.types.count("keystore-failed") == 4
     assert all('"error":"ManifestInvalid"' in body for body in ended.bodies("keystore-failed"))
 
 

@@ -1,9 +1,9 @@
 """Workers that stop where a test says, so that something may be killed exactly there.
 
 The workers are the product's own roles in processes of their own, with an interceptor around their
-activities. A test asks for a gate with a file, `gates/NAME.ACTIVITY.before` or `.after`: the next activity of
-that kind for that MasterKey stops before its work, or after its work and before its answer. It renames the
-file to `....reached` and waits until the test removes that.
+activities. A test asks for a gate with a file, `gates/WHOSE.ACTIVITY.before` or `.after` (whose: a MasterKey's
+name for what changes it, else a ceremony's id): the next activity of that kind stops before its work, or after
+its work and before its answer. It renames the file to `....reached` and waits until the test removes that.
 
 By hand: `python -m tests.workflows.gated GATES CONFIG ROLE [KEYSTORE...]`.
 """
@@ -33,7 +33,7 @@ from workers.embedded.openbao import start_openbao
 from workers.embedded.process import Service, launch_service, wait_until_ready
 from workers.embedded.stack import KeystoreSetup, Stack
 
-_MASTER_KEY = re.compile(r"^masterkey/([a-z0-9-]+)")
+_WHOSE = re.compile(r"^masterkey/([a-z0-9-]+)(\.[a-z]+\.[0-9a-f]+)?")
 
 
 class Gates(Interceptor):
@@ -59,8 +59,8 @@ class _Gate(ActivityInboundInterceptor):
 
     async def _stop(self, when: str) -> None:
         info = activity.info()
-        match = _MASTER_KEY.match(info.workflow_id or "")
-        gate = self._folder / f"{match.group(1) if match else 'none'}.{info.activity_type}.{when}"
+        match = _WHOSE.match(info.workflow_id or "")
+        gate = self._folder / f"{match.group().partition('/')[2] if match else ''}.{info.activity_type}.{when}"
         reached = gate.with_name(gate.name + ".reached")
         try:
             gate.rename(reached)
@@ -154,10 +154,10 @@ class GatedHouse(House):
         for proxy in self.proxies:
             proxy.__exit__(None, None, None)
 
-    def gate(self, master_key: str, activity_type: str, when: str = "before") -> Gate:
+    def gate(self, whose: str, activity_type: str, when: str = "before") -> Gate:
         """Ask for a gate."""
         assert isinstance(self.stack, GatedStack)
-        file = self.stack.gates / f"{master_key}.{activity_type}.{when}"
+        file = self.stack.gates / f"{whose}.{activity_type}.{when}"
         file.touch()
         return Gate(file)
 

@@ -156,12 +156,14 @@ class House:
         await self.approve(handle, CUSTODIANS[:3])
         return InitResult.model_validate(await handle.result())
 
-    async def ask(self, name: str, made: InitResult, lifetime: timedelta | None = None, **more: Any) -> Asked:
+    async def ask(
+        self, name: str, made: InitResult, lifetime: timedelta | None = None, ceremony: str = "", **more: Any
+    ) -> Asked:
         """Become the recipient: start an unseal of what an init has made."""
         manifest = Manifest.parse(made.manifest.document.encode())
         key, now = PrivateKey(), seconds(datetime.now(UTC))
         longest = timedelta(minutes=4) if manifest.mode == "seal" else timedelta(hours=1)
-        ceremony = names.new_ceremony_id(name, "unseal")
+        ceremony = ceremony or names.new_ceremony_id(name, "unseal")
         fields: dict[str, Any] = {
             "master_key": name,
             "ceremony": ceremony,
@@ -211,6 +213,15 @@ class House:
         found = await self.reach(handle, "quorum")
         assert found.plan is not None
         return Plan.parse(found.plan.encode())
+
+    async def idle(self, handle: Handle) -> None:
+        """Wait until a ceremony has nothing under way: it waits for people."""
+
+        async def nothing() -> bool:
+            pending = (await handle.describe()).raw_description
+            return not pending.pending_activities and not pending.HasField("pending_workflow_task")
+
+        await eventually(nothing)
 
     async def approve(self, handle: Handle, who: Iterable[str]) -> None:
         """Let custodians approve, by signal."""

@@ -10,6 +10,7 @@ from workflows.contracts.messages import InitResult
 async def test_an_rsa_approval_that_came_while_no_orchestrator_ran_is_verified_by_the_next(gated: GatedHouse) -> None:
     handle = await gated.start_init(gated.fresh_name())
     plan = await gated.plan(handle)
+    await gated.idle(handle)
     gated.kill("orchestrator")
     bob = gated.decision("bob", plan)
     assert "ssh-rsa" in (gated.stack.folder / "keys" / "bob.pub").read_text()
@@ -29,6 +30,7 @@ async def test_an_rsa_approval_that_came_while_no_orchestrator_ran_is_verified_b
 async def test_a_whole_quorum_that_came_while_no_orchestrator_ran_is_enough(gated: GatedHouse) -> None:
     handle = await gated.start_init(gated.fresh_name())
     plan = await gated.plan(handle)
+    await gated.idle(handle)
     gated.kill("orchestrator")
     for name in ("bob", "dave", "erin"):
         await handle.signal("approve", gated.decision(name, plan))

@@ -50,7 +50,8 @@ class Held:
     def __init__(self, gated: GatedHouse) -> None:
         self.gated = gated
         self.inits: dict[str, Handle] = {}
-        self.unseals: dict[str, tuple[Asked, InitResult]] = {}
+        self.unseals: dict[str, Asked] = {}
+        self.made: InitResult | None = None
         self.gates: list[Gate] = []
 
     async def lead_inits(self, stops: Sequence[tuple[str, str]]) -> None:
@@ -72,15 +73,20 @@ class Held:
 
     async def lead_unseals(self, stops: Sequence[tuple[str, str]]) -> None:
         """Lead one sss unseal to each (activity, when)."""
+        name = self.gated.fresh_name()
+        self.made = await self.gated.init(name)
+        late: list[tuple[str, str, str]] = []
         for activity, when in stops:
-            name = self.gated.fresh_name()
-            made = await self.gated.init(name)
-            gate = self.gated.gate(name, activity, when)
-            asked = await self.gated.ask(name, made)
-            if activity not in BEFORE_THE_QUORUM:
-                await self.gated.approve(asked.handle, QUORUM)
-            self.gates.append(gate)
-            self.unseals[name] = (asked, made)
+            ceremony = names.new_ceremony_id(name, "unseal")
+            if activity in BEFORE_THE_QUORUM:
+                self.gates.append(self.gated.gate(ceremony, activity, when))
+            else:
+                late.append((ceremony, activity, when))
+            self.unseals[ceremony] = await self.gated.ask(name, self.made, ceremony=ceremony)
+        for ceremony, activity, when in late:
+            await self.gated.reach(self.unseals[ceremony].handle, "quorum")
+            self.gates.append(self.gated.gate(ceremony, activity, when))
+            await self.gated.approve(self.unseals[ceremony].handle, QUORUM)
         await wait_for_gates(self.gates)
 
     def open(self) -> None:
@@ -93,19 +99,21 @@ class Held:
         for handle in self.inits.values():
             if (await self.gated.reach(handle, "quorum", "protecting", "proving", "committing", "done")).phase == "quorum":
                 await self.gated.approve(handle, QUORUM)
-        for asked, _ in self.unseals.values():
+        for asked in self.unseals.values():
             if (await self.gated.reach(asked.handle, "quorum", "releasing", "waiting", "done")).phase == "quorum":
                 await self.gated.approve(asked.handle, QUORUM)
         for name, handle in self.inits.items():
             made = InitResult.model_validate(await asyncio.wait_for(handle.result(), 90))
             await clean(handle, killed=True)
             self.recorded_once(name, made.ceremony, made.kcv)
+        if self.inits:
             await self.gated.unseal(name, made)
-        for name, (asked, made) in self.unseals.items():
+        for ceremony, asked in self.unseals.items():
+            assert self.made is not None
             result = UnsealResult.model_validate(await asyncio.wait_for(asked.handle.result(), 90))
-            assert len(self.gated.receive(asked, result, made)) == 32
+            assert len(self.gated.receive(asked, result, self.made)) == 32
             await clean(asked.handle, killed=True)
-            self.recorded_once(name, result.ceremony, made.kcv)
+            self.recorded_once(self.made.master_key, ceremony, self.made.kcv)
         self.gated.ledger.verify_chain()
 
     def recorded_once(self, name: str, ceremony: str, kcv: str) -> None:
@@ -242,7 +250,7 @@ async def test_a_cancellation_after_the_commit_comes_too_late(gated: GatedHouse,
 async def test_a_cancellation_after_the_release_comes_too_late(gated: GatedHouse) -> None:
     held = Held(gated)
     await held.lead_unseals([(names.CLOSE_CEREMONY, "before")])
-    for asked, _ in held.unseals.values():
+    for asked in held.unseals.values():
         await asked.handle.cancel()
         await asyncio.sleep(0.2)
     held.open()

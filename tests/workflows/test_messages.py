@@ -180,8 +180,9 @@ async def test_before_there_is_a_plan_a_decision_is_refused_politely(gated: Gate
 async def test_a_seal_unseal_asks_nobody_and_says_so(gated: GatedHouse) -> None:
     name = gated.fresh_name()
     made = await gated.init(name, "seal")
-    gate = gated.gate(name, names.OPEN_SESSION)
-    asked = await gated.ask(name, made)
+    ceremony = names.new_ceremony_id(name, "unseal")
+    gate = gated.gate(ceremony, names.OPEN_SESSION)
+    asked = await gated.ask(name, made, ceremony=ceremony)
     await wait_for_gates([gate])
     status = await gated.status(asked.handle)
     assert status.plan is not None
