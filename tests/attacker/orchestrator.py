@@ -44,6 +44,8 @@ from workflows.contracts.messages import (
 M = TypeVar("M", bound=Message)
 
 QUEUE = "attacker"
+Call = tuple[str, str, Any]
+"""Name of an activity, task queue, and what is sent: a message, or any JSON."""
 
 
 class Unforeseen(Exception):
@@ -52,11 +54,14 @@ class Unforeseen(Exception):
 
 @workflow.defn(name="Puppet", sandboxed=False)
 class Puppet:
-    """Executes one activity, whatever it is, wherever it is."""
+    """Executes activities, whatever they are, wherever they are, all at once."""
 
     @workflow.run
-    async def run(self, activity_name: str, queue: str, request: Any) -> dict[str, Any]:
-        """The answer, or the failure's type, message, next step and subject."""
+    async def run(self, wanted: list[Call]) -> list[dict[str, Any]]:
+        """For each the answer, or the failure's type, message and details."""
+        return list(await asyncio.gather(*(self._one(*call) for call in wanted)))
+
+    async def _one(self, activity_name: str, queue: str, request: Any) -> dict[str, Any]:
         try:
             answer = await workflow.execute_activity(
                 activity_name,
@@ -74,6 +79,19 @@ class Puppet:
         return {"answer": answer}
 
 
+def _plain(request: Any) -> Any:
+    return request.model_dump(mode="json") if isinstance(request, Message) else request
+
+
+def _outcome(found: dict[str, Any]) -> Any:
+    if "answer" in found:
+        return found["answer"]
+    details, kind = [*found["details"], "", ""], BY_NAME.get(found["type"])
+    if kind is None:
+        return Unforeseen(f"{found['type']}: {found['message']}")
+    return kind(found["message"], next_step=details[0], subject=details[1])
+
+
 class Hostile:
     """An orchestrator that sends what it likes."""
 
@@ -87,18 +105,18 @@ class Hostile:
             MasterKeyError: by type, as the role raised it.
             Unforeseen: any other failure.
         """
-        said = request.model_dump(mode="json") if isinstance(request, Message) else request
+        (outcome,) = await self.ask_all([(activity_name, queue, request)])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def ask_all(self, wanted: Sequence[Call]) -> list[Any]:
+        """Ask several activities at once; an answer or an error for each."""
+        calls = [(name, queue, _plain(request)) for name, queue, request in wanted]
         handle = await self.client.start_workflow(
-            "Puppet", args=[activity_name, queue, said], id=f"attack/{uuid.uuid4()}", task_queue=QUEUE, result_type=dict
+            "Puppet", args=[calls], id=f"attack/{uuid.uuid4()}", task_queue=QUEUE, result_type=list[dict[str, Any]]
         )
-        outcome = await result_of(handle)
-        if "answer" in outcome:
-            return outcome["answer"]
-        details = [*outcome["details"], "", ""]
-        kind = BY_NAME.get(outcome["type"])
-        if kind is None:
-            raise Unforeseen(f"{outcome['type']}: {outcome['message']}")
-        raise kind(outcome["message"], next_step=details[0], subject=details[1])
+        return [_outcome(found) for found in await result_of(handle)]
 
     # --- a keystore worker, asked past the workflow -------------------------------------------------------
 
@@ -137,6 +155,34 @@ class Hostile:
             wrapped_dek=row.wrapped_dek,
         )
         return await self.keystore(names.UNWRAP_DATA_KEY, request.model_copy(update=changes), DekAnswer)
+
+    async def refusals(
+        self, plan: Plan, authority: Authority, *, stored: StoredProtection | None = None, place: int = 1
+    ) -> tuple[Any, Any]:
+        """What keystore worker and session, both asked directly, say to a plan and what shall authorise it.
+
+        Args:
+            plan: what the session is opened for.
+            authority: what is shown to both.
+            stored: what shall be released; without it the plan is one to protect.
+            place: which shard's keystore is asked.
+        """
+        opened = await self.open(plan, "release" if stored else "protect")
+        shown = {"authority": authority, "session": opened.announcement, "index": place}
+        if stored is None:
+            keystore = f"bao-{place}"
+            first: Message = GenerateDataKey(keystore=keystore, **shown)
+            second: Message = Protect(session=opened.session, authority=authority, deks=())
+            calls = (names.GENERATE_DATA_KEY, names.PROTECT)
+        else:
+            row = stored.shards[place - 1]
+            keystore = row.keystore
+            first = UnwrapDataKey(keystore=keystore, manifest=stored.manifest, wrapped_dek=row.wrapped_dek, **shown)
+            second = Release(session=opened.session, authority=authority, protection=stored, deks=())
+            calls = (names.UNWRAP_DATA_KEY, names.RELEASE)
+        asked = [(calls[0], names.keystore_queue(keystore), first), (calls[1], opened.queue, second)]
+        at_keystore, at_session = await self.ask_all(asked)
+        return at_keystore, at_session
 
     async def check(self, stored: StoredProtection, index: int, **changes: Any) -> Signed:
         """A proof that a DEK can be given back."""

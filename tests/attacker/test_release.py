@@ -71,7 +71,7 @@ class Scene:
 def scene_of(people: People, stored: StoredProtection, **changes: Any) -> Scene:
     """An honest scene."""
     request = people.wish(stored, PrivateKey().public_key, **changes)
-    approvers = EVERYBODY if manifest_of(stored).mode == "sss" else ()
+    approvers = QUORUM if manifest_of(stored).mode == "sss" else ()
     return Scene(people, stored, request, people.release_plan(stored, request), approvers)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from activities.identity import Identity, generate_identity
 from activities.strongroom.hpke import PrivateKey, encrypt_to
-from tests.attacker.flows import QUORUM, Ceremonies
+from tests.attacker.flows import EVERYBODY, QUORUM, Ceremonies
 from tests.attacker.orchestrator import Hostile, Unforeseen
 from tests.attacker.people import People, manifest_of
 from tests.attacker.test_bad_plans import good_target
@@ -88,8 +88,8 @@ async def test_deks_that_were_made_for_something_else_are_refused(
     # Of another session, though for the same plan; each is asked once, so a fresh one for each attempt.
     with pytest.raises(ApprovalInvalid, match="made for something else"):
         await attacker.release(second, scene.authority(), sss, of_first)
-    # Under other approvals: three of the five.
-    fewer = scene.authority(approvals=scene.authority().approvals[:4])
+    # Under other approvals, as good as these.
+    fewer = people.authority(scene.plan, EVERYBODY[1:4], scene.signed.request)
     with pytest.raises(ApprovalInvalid, match="made for something else"):
         await attacker.release(first, fewer, sss, of_first)
     third = await attacker.open(scene.plan, "release", 3)

@@ -29,7 +29,7 @@ from tests.conftest import NAMES
 from tests.workflows.people import House
 from workers import roles
 from workers.config import Configuration
-from workers.embedded.openbao import start_openbao
+from workers.embedded.openbao import OpenBao, start_openbao
 from workers.embedded.process import Service, launch_service, wait_until_ready
 from workers.embedded.stack import KeystoreSetup, Stack
 
@@ -119,6 +119,7 @@ class GatedHouse(House):
     """A house that tests may break; each leaves it whole."""
 
     proxies: tuple[FaultProxy, ...] = ()
+    bao: OpenBao | None = None
 
     @classmethod
     def start(cls, folder: Path, count: int = 3) -> GatedHouse:
@@ -146,7 +147,7 @@ class GatedHouse(House):
             stack.stop()
             raise
         fresh = iter(NAMES)
-        return cls(stack, None, lambda: next(fresh), proxies=tuple(proxies))  # type: ignore[arg-type]
+        return cls(stack, None, lambda: next(fresh), proxies=tuple(proxies), bao=bao)  # type: ignore[arg-type]
 
     def stop(self) -> None:
         """Stop everything."""
