@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +29,9 @@ def scrubbed(value: Any) -> Any:
     if isinstance(value, dict):
         named = ("identity", "stackTrace")
         return {key: "recorded" if key in named else scrubbed(item) for key, item in value.items()}
+    if isinstance(value, str):
+        # Sticky task queues are named after the worker: its process id and its host.
+        return re.sub(rf"[0-9]+@{re.escape(socket.gethostname())}", "recorded", value)
     return [scrubbed(item) for item in value] if isinstance(value, list) else value
 
 
