@@ -9,17 +9,18 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .DEFAULT_GOAL := demo
 
 $(READY): requirements.lock pyproject.toml deploy/system-packages.sh
-	sh deploy/system-packages.sh
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	touch $@
+	@echo "installing into $(VENV) ..." >&2
+	@sh deploy/system-packages.sh
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
 
 demo: $(READY)
-	$(BIN)/masterkey demo $(ARGS)
+	@$(BIN)/masterkey demo $(ARGS)
 
 dev: $(READY)
-	$(BIN)/masterkey dev $(ARGS)
+	@$(BIN)/masterkey dev $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from workflows.contracts.errors import RosterInvalid
@@ -33,4 +34,10 @@ class RosterSource:
             text = self.file.read_text(encoding="utf-8")
         except OSError as error:
             raise RosterInvalid(f"cannot read the roster {self.file}: {error.strerror}") from None
-        return verify_chain(parse_roster_file(text), genesis=self.genesis, minimum_number=self.minimum)
+        return _verified(text, self.genesis, self.minimum)
+
+
+@lru_cache(maxsize=4)
+def _verified(text: str, genesis: str, minimum: int) -> RosterChain:
+    # The same bytes verify the same way: nothing in it depends on the time.
+    return verify_chain(parse_roster_file(text), genesis=genesis, minimum_number=minimum)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from workers.embedded.stack import CUSTODIANS, Stack
 _SSS, _SEAL = "eu10", "eu20"
 _LOST = ("aws-fra", "gcp-zrh")
 _SEALED_IN = ("azure-ams", "bao-fra")
+_STARTED = re.compile(r"ceremony (\S+) was started")
 
 
 @dataclass
@@ -80,13 +82,16 @@ class Tour:
     def init(self, act: Act, *words: str, show_statement: bool = False) -> None:
         """Create a MasterKey with three approvals, and pin its KCV as a recipient does."""
         started = time.monotonic()
-        running = self.stack.masterkey("init", act.master_key, *words, "--no-wait")
+        child = self.stack.background("init", act.master_key, *words)
+        ceremony = self._ceremony_of(child)
         if show_statement:
-            self._show_statement(running["ceremony"])
-        self._approve(running["ceremony"], CUSTODIANS[:3])
-        done = self._until(running["ceremony"], {"done"})
+            self._show_statement(ceremony)
+        self._approve(ceremony, CUSTODIANS[:3])
+        out, err = child.communicate(timeout=90)
+        if child.returncode != 0:
+            raise ServiceFailed(f"init {act.master_key}: {err.strip()[-600:]}")
         act.init_seconds = time.monotonic() - started
-        act.kcv = str(done["detail"]).rpartition(" ")[2]
+        act.kcv = str(json.loads(out)["kcv"])
         self._pinned[act.master_key] = act.kcv
         self.stack.pin(self._pinned)
 
@@ -110,7 +115,7 @@ class Tour:
         )
         self._receivers[name] = child
         if approvers:
-            self._approve(self._find_ceremony(name, child), approvers)
+            self._approve(self._ceremony_of(child), approvers)
         _wait(said.exists, child, "the MasterKey did not arrive")
         act.unseal_seconds = time.monotonic() - started
         received = json.loads(said.read_text(encoding="utf-8"))
@@ -149,30 +154,19 @@ class Tour:
 
     def _show_statement(self, ceremony: str) -> None:
         key = str(self.stack.folder / "keys" / CUSTODIANS[0])
-        self._until(ceremony, {"quorum"})
         words = self.stack.masterkey("ceremony", "statement", ceremony, "--key", key)["words"]
         say("  what a custodian reads before signing, rendered from the bytes that are signed:")
         for line in str(words).splitlines():
             say(f"    | {line}")
 
-    def _until(self, ceremony: str, phases: set[str]) -> dict[str, Any]:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            found = self.stack.masterkey("ceremony", "show", ceremony)
-            if found["phase"] in phases:
-                return found
-            if found["phase"] in ("refused", "failed", "expired"):
-                break
-            time.sleep(0.2)
-        raise ServiceFailed(f"ceremony {ceremony} is {found['phase']}: {found['detail']}")
-
-    def _find_ceremony(self, name: str, child: subprocess.Popen[str]) -> str:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and child.poll() is None:
-            for entry in self.stack.masterkey("ceremony", "list")["ceremonies"]:
-                if entry["master_key"] == name and entry["phase"] == "quorum":
-                    return str(entry["ceremony"])
-        raise ServiceFailed(f"the unseal of {name} did not start")
+    def _ceremony_of(self, child: subprocess.Popen[str]) -> str:
+        """The id that a waiting command prints when it has started a ceremony."""
+        said = []
+        for line in child.stderr or ():
+            said.append(line)
+            if found := _STARTED.search(line):
+                return found[1]
+        raise ServiceFailed(f"no ceremony was started: {''.join(said)[-600:]}")
 
 
 def run_demo(keep: Path | None) -> None:

@@ -66,6 +66,7 @@ READY = "masterkey worker is ready:"
 _GRACE = timedelta(seconds=10)
 _THROTTLE = timedelta(milliseconds=500)
 _SPARES = 1
+_SLOTS, _SESSION_SLOTS = 64, 2000
 _log = logging.getLogger(__name__)
 
 
@@ -126,7 +127,8 @@ async def run_strongroom(configuration: Configuration) -> None:
     )
     workers = [
         _activity_worker(client, names.strongroom_queue(entry.name), activities.shared()),
-        _activity_worker(client, private, activities.private()),
+        # Every open session occupies a slot while it is held: were they to run out, none could be used.
+        _activity_worker(client, private, activities.private(), slots=_SESSION_SLOTS),
     ]
     await _run_until_signalled(f"strongroom {entry.name}", workers)
     await pool.close()
@@ -161,7 +163,7 @@ def _metrics(configuration: Configuration) -> str | None:
     return configuration.metrics.listen if configuration.metrics else None
 
 
-def _activity_worker(client: Client, queue: str, activities: Sequence[object]) -> Worker:
+def _activity_worker(client: Client, queue: str, activities: Sequence[object], *, slots: int = _SLOTS) -> Worker:
     return Worker(
         client,
         task_queue=queue,
@@ -169,7 +171,7 @@ def _activity_worker(client: Client, queue: str, activities: Sequence[object]) -
         graceful_shutdown_timeout=_GRACE,
         max_heartbeat_throttle_interval=_THROTTLE,
         default_heartbeat_throttle_interval=_THROTTLE,
-        max_concurrent_activities=64,
+        max_concurrent_activities=slots,
     )
 
 

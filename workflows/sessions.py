@@ -97,6 +97,7 @@ async def use_session(opened: SessionOpened, activity: str, request: Message, re
             result_type=result,
             task_queue=opened.queue,
             start_to_close_timeout=_USE_TIMEOUT,
+            heartbeat_timeout=_HEARTBEAT,
             retry_policy=ONCE,
         )
     except ActivityError as error:

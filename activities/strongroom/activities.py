@@ -132,7 +132,8 @@ class StrongroomActivities:
         if held is None:
             raise as_failure(SessionLost("the session was used before, or died"))
         try:
-            return result.model_validate_json(await held.process.call(work.model_dump_json().encode()))
+            async with heartbeating():
+                return result.model_validate_json(await held.process.call(work.model_dump_json().encode()))
         except MasterKeyError as error:
             raise as_failure(error) from None
         finally:

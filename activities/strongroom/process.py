@@ -25,7 +25,7 @@ from multiprocessing.context import ForkServerProcess
 from workflows.contracts.errors import BY_NAME, MasterKeyError, SessionLost
 
 _MAXIMUM_FRAME = 16 * 1024 * 1024
-_REFILL_SECONDS = 0.2
+_REFILL_SECONDS = 0.5
 _REHEARSAL = "activities.strongroom.rehearsal"
 _PR_SET_DUMPABLE = 4
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4

@@ -127,73 +127,76 @@ async def test_two_names_of_one_kms_key_are_not_two_keystores(place: Place, mode
 # --- impostors --------------------------------------------------------------------------------------------
 
 
-async def test_a_dek_from_an_impostor_on_the_keystores_queue_is_refused_by_the_session(place: Place) -> None:
-    asked: list[str] = []
+@pytest.fixture(scope="class")
+def ghost_is_gone(site: Site) -> Iterator[None]:
+    """The real worker of ghost is stopped for as long as its impostors are tried."""
+    site.services["keystore-ghost"].kill()
+    yield
+    site.start_role("keystore-ghost")
 
-    @activity.defn(name=names.UNWRAP_DATA_KEY)
-    async def unwrap(request: dict[str, Any]) -> dict[str, Any]:
-        # Everything is as the real worker would say it, but for the DEK and the signer.
-        session = SessionAnnouncement.parse(request["session"]["document"].encode())
-        binding = manifest_of(place.stored).shards[request["index"] - 1].binding
-        ciphertext = encrypt_to(
-            session.hpke_public_key, b"i" * 32, dek_info(session.digest, binding.context_hash, "release")
-        )
-        plan = Plan.parse(request["authority"]["plan"].encode())
-        response = DekResponse(
-            purpose="release",
-            master_key=binding.master_key,
-            protection=binding.protection,
-            index=binding.index,
-            keystore=binding.keystore,
-            key_id=binding.key_id,
-            key_version=binding.key_version,
-            context=binding.context_hash,
-            wrapped_hash=binding.wrapped_hash,
-            session=session.digest,
-            authority=plan.digest,
-            ciphertext_hash=digest(ciphertext),
-            time=now(),
-        )
-        asked.append(binding.keystore)
-        return {
-            "response": place.mallory.sign(response).model_dump(),
-            "ciphertext": encode64(ciphertext),
-            "wrapped_dek": request["wrapped_dek"],
-        }
 
-    place.without("keystore-ghost")
-    try:
+@pytest.mark.usefixtures("ghost_is_gone")
+class TestImpostorsOfAKeystore:
+    """Another worker on the task queue of `ghost`."""
+
+    async def test_a_dek_from_an_impostor_on_the_keystores_queue_is_refused_by_the_session(self, place: Place) -> None:
+        asked: list[str] = []
+
+        @activity.defn(name=names.UNWRAP_DATA_KEY)
+        async def unwrap(request: dict[str, Any]) -> dict[str, Any]:
+            # Everything is as the real worker would say it, but for the DEK and the signer.
+            session = SessionAnnouncement.parse(request["session"]["document"].encode())
+            binding = manifest_of(place.stored).shards[request["index"] - 1].binding
+            ciphertext = encrypt_to(
+                session.hpke_public_key, b"i" * 32, dek_info(session.digest, binding.context_hash, "release")
+            )
+            plan = Plan.parse(request["authority"]["plan"].encode())
+            response = DekResponse(
+                purpose="release",
+                master_key=binding.master_key,
+                protection=binding.protection,
+                index=binding.index,
+                keystore=binding.keystore,
+                key_id=binding.key_id,
+                key_version=binding.key_version,
+                context=binding.context_hash,
+                wrapped_hash=binding.wrapped_hash,
+                session=session.digest,
+                authority=plan.digest,
+                ciphertext_hash=digest(ciphertext),
+                time=now(),
+            )
+            asked.append(binding.keystore)
+            return {
+                "response": place.mallory.sign(response).model_dump(),
+                "ciphertext": encode64(ciphertext),
+                "wrapped_dek": request["wrapped_dek"],
+            }
+
         async with impostor(place.client, names.keystore_queue("ghost"), activities=[unwrap]):
             key, result = await place.ceremonies.unseal(place.stored)
-    finally:
-        place.again("keystore-ghost")
-    assert asked == ["ghost"]
-    # The other keystore served, and the recipient has checked that it is the right MasterKey.
-    assert (len(key), result.served_by, result.failed) == (32, ("twin-a",), ("ghost",))
-    events = place.ceremonies.ledger.events(ceremony=result.ceremony)
-    failed = [event.body for event in events if event.type == "keystore-failed"]
-    assert len(failed) == 1
-    assert '"error":"ApprovalInvalid","keystore":"ghost"' in failed[0]
-    assert "the DEK for ghost is not signed by its worker" in failed[0]
+        assert asked == ["ghost"]
+        # The other keystore served, and the recipient has checked that it is the right MasterKey.
+        assert (len(key), result.served_by, result.failed) == (32, ("twin-a",), ("ghost",))
+        events = place.ceremonies.ledger.events(ceremony=result.ceremony)
+        failed = [event.body for event in events if event.type == "keystore-failed"]
+        assert len(failed) == 1
+        assert '"error":"ApprovalInvalid","keystore":"ghost"' in failed[0]
+        assert "the DEK for ghost is not signed by its worker" in failed[0]
 
+    async def test_an_impostor_describes_no_key(self, place: Place) -> None:
+        @activity.defn(name=names.DESCRIBE_KEY)
+        async def describe(request: dict[str, Any]) -> dict[str, Any]:
+            said = KeyDescription(
+                keystore="ghost", kind="transit", key_id="mine", key_version="1", modes=("sss", "seal"), time=now()
+            )
+            return place.mallory.sign(said).model_dump()
 
-async def test_an_impostor_describes_no_key(place: Place) -> None:
-    @activity.defn(name=names.DESCRIBE_KEY)
-    async def describe(request: dict[str, Any]) -> dict[str, Any]:
-        said = KeyDescription(
-            keystore="ghost", kind="transit", key_id="mine", key_version="1", modes=("sss", "seal"), time=now()
-        )
-        return place.mallory.sign(said).model_dump()
-
-    place.without("keystore-ghost")
-    try:
         async with impostor(place.client, names.keystore_queue("ghost"), activities=[describe]):
             ceremony, handle = await place.ceremonies.start_init("site-3", "seal", 1, ["ghost", "twin-a"])
             ended = await place.ceremonies.ended(ceremony, handle)
-    finally:
-        place.again("keystore-ghost")
-    assert type(ended.error) is ApprovalInvalid
-    assert "the key of ghost is not described by its worker" in ended.bodies("ceremony-failed")[0]
+        assert type(ended.error) is ApprovalInvalid
+        assert "the key of ghost is not described by its worker" in ended.bodies("ceremony-failed")[0]
 
 
 async def test_an_impostor_of_the_strongroom_gets_no_dek(place: Place) -> None:

@@ -39,7 +39,7 @@ from workflows.contracts.messages import (
 
 KEYSTORE = "bao-1"
 MEBI = 1024 * 1024
-_PAUSE = 0.5
+_PAUSE = 0.8
 
 
 class Direct:

@@ -38,7 +38,7 @@ APPROVERS = ("carol", "dave", "erin")
 SHAPES: dict[Mode, tuple[int, int]] = {"seal": (1, 2), "sss": (3, 5)}
 """Threshold and number of shards of the two MasterKeys that are measured."""
 AIM = "<= 2"
-_PAUSE = 0.4
+_PAUSE = 0.8
 """Seconds before each measurement: spares are ready again, and what the last one left behind is done."""
 
 

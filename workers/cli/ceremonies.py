@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +17,9 @@ from rich.text import Text
 from workers.cli.output import OPTIONS, answer, plain, run, say
 from workers.cli.progress import lines, live
 from workflows.contracts.errors import ApprovalInvalid, ConfigurationInvalid, NotKnown, PlanInvalid
+
+_PLANNING_SECONDS = 30
+"""How long to wait for the plan of a ceremony that has just been started."""
 
 app = typer.Typer(help="What is running, and what waits for whom.", no_args_is_help=True)
 
@@ -324,9 +329,17 @@ async def _statement(ceremony: str, key: Path, decision: Literal["approve", "rej
     from workflows.contracts.signatures import fingerprint
 
     public_key = public_key_of(key)
-    found = await ceremony_client.status(await connect(), ceremony)
+    client = await connect()
+    found = await ceremony_client.status(client, ceremony)
+    deadline = time.monotonic() + _PLANNING_SECONDS
+    while found.plan is None and found.phase == "planning" and time.monotonic() < deadline:
+        await asyncio.sleep(0.2)
+        found = await ceremony_client.status(client, ceremony)
     if found.plan is None:
-        raise NotKnown(f"ceremony {ceremony} has no plan yet", next_step="try again in a moment")
+        raise NotKnown(
+            f"ceremony {ceremony} has no plan to decide on ({found.phase})",
+            next_step=f"look at `masterkey ceremony show {ceremony}`",
+        )
     plan, now = parse_plan(found.plan), seconds(datetime.now(UTC))
     if plan.ceremony != ceremony:
         raise ApprovalInvalid("the plan that came is of another ceremony")
