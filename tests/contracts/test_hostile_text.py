@@ -13,10 +13,19 @@ from pydantic import TypeAdapter, ValidationError
 from tests.world import World
 from workers.cli.output import plain
 from workflows.contracts.canonical import Name
-from workflows.contracts.documents import Approval, CeremonyId, KeyId, Manifest, Plan, RecipientRequest
+from workflows.contracts.documents import (
+    Approval,
+    CeremonyId,
+    KeyId,
+    Manifest,
+    Plan,
+    RecipientRequest,
+)
 from workflows.contracts.errors import ApprovalInvalid, CeremonyEnded
 from workflows.contracts.roster import Roster
 
+WARM_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHrU8Pax4FsaDG+8vsXmjVC5Ic5f+U85/LWyiuV9s+9P"
+"""A public key whose private half was thrown away."""
 KINDS = (Approval, Plan, Manifest, RecipientRequest, Roster)
 LOOKALIKES = [
     "",
@@ -92,6 +101,38 @@ def complaint(text: str) -> str:
     except ApprovalInvalid as error:
         return error.message
     return ""
+
+
+@pytest.mark.parametrize("number", [2**53, 2**60, 10**400])
+def test_a_number_that_canonical_json_does_not_know_is_refused_and_not_raised(number: int) -> None:
+    roster = {
+        "change": {"custodians": ["alice"], "quorum": 1},
+        "custodians": [{"name": "alice", "public_key": WARM_KEY}],
+        "governance": [],
+        "issued": "2026-11-23T20:00:00Z",
+        "keystores": [],
+        "number": number,
+        "previous": None,
+        "recipients": [],
+        "revoked": [],
+        "strongrooms": [],
+        "type": "masterkey-roster",
+        "version": 1,
+    }
+    assert Roster.parse(text_of({**roster, "number": 1})).number == 1
+    with pytest.raises(ApprovalInvalid):
+        Roster.parse(text_of(roster))
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00Z"])
+def test_a_time_that_has_no_utc_is_refused_and_not_raised(approval: dict[str, Any], time: str) -> None:
+    with pytest.raises(ApprovalInvalid):
+        Approval.parse(text_of({**approval, "issued": time}))
+
+
+def text_of(content: dict[str, Any]) -> bytes:
+    """JSON as canonical as it can be, also where RFC 8785 has no form for a number."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
 @pytest.mark.parametrize("name", LOOKALIKES)
