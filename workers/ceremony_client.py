@@ -6,6 +6,7 @@ Arguments are validated here: bad start arguments would hang a workflow rather t
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -41,6 +42,7 @@ from workflows.failures import from_failure
 M = TypeVar("M", bound=Message)
 
 _POLL_SECONDS = 0.5
+_ASK_AGAIN_SECONDS = 1.5
 _RPC_TIMEOUT = timedelta(seconds=10)
 _ENDS = ("done", "refused", "failed", "expired")
 _BUSY = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.DEADLINE_EXCEEDED)
@@ -153,7 +155,7 @@ async def watch(handle: WorkflowHandle[Any, Any], result: type[M], show: Callabl
     Raises:
         MasterKeyError: the ceremony's own failure.
     """
-    waiting = asyncio.ensure_future(_result(handle))
+    waiting, asked = asyncio.ensure_future(_result(handle)), time.monotonic()
     try:
         while True:
             done, _ = await asyncio.wait([waiting], timeout=_POLL_SECONDS)
@@ -165,6 +167,10 @@ async def watch(handle: WorkflowHandle[Any, Any], result: type[M], show: Callabl
                 continue
             if current.phase not in _ENDS:
                 show(current)
+            elif time.monotonic() > asked + _ASK_AGAIN_SECONDS:
+                # The server has been seen to forget a waiting request when the workflow closes at that moment.
+                waiting.cancel()
+                waiting, asked = asyncio.ensure_future(_result(handle)), time.monotonic()
     finally:
         waiting.cancel()
 

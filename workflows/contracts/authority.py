@@ -192,6 +192,9 @@ def check_protect(chain: RosterChain, authority: Authority, now: datetime) -> Gr
     plan = _plan(chain, authority, now)
     if plan.target is None or plan.action not in ("init",):
         raise ApprovalInvalid(f"a plan to {plan.action} protects nothing")
+    if plan.action == "init" and plan.target.epoch != 1:
+        # A huge first epoch would leave no room for a later protection.
+        raise PlanInvalid("the first protection of a MasterKey has epoch 1")
     check_target(plan.target, plan.master_key, chain.current)
     approvers, approvals = _approvers(chain.current, plan, authority, now)
     _check_governance(chain.current, plan, approvers)

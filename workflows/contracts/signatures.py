@@ -1,7 +1,8 @@
 """SSH signatures: the `ssh-keygen -Y sign` format (OpenSSH PROTOCOL.sshsig), verified strictly.
 
-Only Ed25519 and RSA (2,048 bits or more) with SHA-256 or SHA-512 are accepted, and only the one encoding
-that OpenSSH writes. Whatever goes wrong is one error, `ApprovalInvalid`. Signers are told apart by the
+Only Ed25519 and RSA (2,048 bits or more) with SHA-256 or SHA-512 are accepted, and of the signature's bytes
+only the one encoding that OpenSSH writes (its armour may be broken into lines in other ways).
+Whatever goes wrong is one error, `ApprovalInvalid`. Signers are told apart by the
 fingerprint of their key, never by the bytes of a signature.
 """
 
