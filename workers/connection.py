@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from temporalio.api.failure.v1 import Failure
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.converter import DefaultFailureConverter, PayloadConverter
 from temporalio.envconfig import ClientConfig
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.service import RPCError
 
 from workflows.contracts.errors import ConfigurationInvalid
+
+
+class ReadableFailures(DefaultFailureConverter):
+    """Reads failures also when their details are nonsense.
+
+    The SDK would fail the workflow task for ever: one worker's failure could stop a ceremony for good.
+    """
+
+    def from_failure(self, failure: Failure, payload_converter: PayloadConverter) -> BaseException:
+        """The exception of a failure; without the details that cannot be read."""
+        try:
+            return super().from_failure(failure, payload_converter)
+        except Exception:  # noqa: BLE001 - whatever is wrong with them
+            readable = Failure()
+            readable.CopyFrom(failure)
+            inner = readable
+            while True:
+                if inner.HasField("application_failure_info"):
+                    inner.application_failure_info.ClearField("details")
+                if not inner.HasField("cause"):
+                    return super().from_failure(readable, payload_converter)
+                inner = inner.cause
+
+
+DATA_CONVERTER = replace(pydantic_data_converter, failure_converter_class=ReadableFailures)
+"""How everything that travels through Temporal is written and read."""
 
 
 async def connect(metrics: str | None = None) -> Client:
@@ -31,7 +61,7 @@ async def connect(metrics: str | None = None) -> Client:
         except (RuntimeError, ValueError):
             raise ConfigurationInvalid(f"[metrics] listen: cannot serve metrics on {metrics}") from None
     try:
-        return await Client.connect(**options, data_converter=pydantic_data_converter, runtime=runtime)
+        return await Client.connect(**options, data_converter=DATA_CONVERTER, runtime=runtime)
     except RPCError as error:
         reason = f"it answers {error.status.name}"
     except RuntimeError:

@@ -36,7 +36,7 @@ def from_failure(error: BaseException, *, subject: str = "") -> MasterKeyError:
         asyncio.CancelledError: the caller was cancelled while it waited; that is no failure of the activity.
     """
     cause = error.cause if isinstance(error, ActivityError) else error
-    if isinstance(error, ActivityError) and isinstance(cause, CancelledError):
+    if isinstance(cause, CancelledError) and _cancelled():
         raise asyncio.CancelledError
     if isinstance(cause, ApplicationError):
         kind = BY_NAME.get(cause.type or "")
@@ -51,3 +51,9 @@ def from_failure(error: BaseException, *, subject: str = "") -> MasterKeyError:
             return KeystoreUnavailable(f"the worker of {subject} {what} in time", subject=subject)
         return SessionLost(f"a worker {what} in time")
     return MasterKeyError(f"unforeseen failure {type(cause).__name__}", subject=subject)
+
+
+def _cancelled() -> bool:
+    # A worker can call any failure a cancellation; only the caller's own task knows whether it is one.
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

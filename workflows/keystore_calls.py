@@ -8,15 +8,17 @@ from datetime import timedelta
 from typing import TypeVar
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
     from workflows.contracts import names
     from workflows.contracts.canonical import Message
-    from workflows.contracts.errors import MasterKeyError
+    from workflows.contracts.errors import KeystoreUnavailable, MasterKeyError
     from workflows.contracts.messages import DekAnswer
     from workflows.failures import from_failure
+
+from workflows.answers import read_answer
 
 M = TypeVar("M", bound=Message)
 
@@ -25,6 +27,8 @@ CALL_TIMEOUT = timedelta(seconds=15)
 HEDGE_DELAY = timedelta(seconds=1)
 """How long a keystore may be silent before another is asked as well."""
 _HEARTBEAT = timedelta(seconds=5)
+_LONGEST_ANSWER = 64 * 1024
+"""Bytes; the answers of all keystores travel on together, and Temporal takes 2 MiB at once."""
 
 
 async def call_keystore(
@@ -50,10 +54,10 @@ async def call_keystore(
         MasterKeyError: by type; `KeystoreUnavailable` for a time-out.
     """
     try:
-        answer: M = await workflow.execute_activity(
+        answer = await workflow.execute_activity(
             activity,
             request,
-            result_type=result,
+            result_type=RawValue,
             task_queue=names.keystore_queue(keystore),
             start_to_close_timeout=CALL_TIMEOUT,
             schedule_to_close_timeout=patience,
@@ -62,7 +66,14 @@ async def call_keystore(
         )
     except ActivityError as error:
         raise from_failure(error, subject=keystore) from None
-    return answer
+    try:
+        return read_answer(answer, result, longest=_LONGEST_ANSWER)
+    except ValueError:
+        raise KeystoreUnavailable(
+            f"the worker of {keystore} gave an answer that cannot be read",
+            next_step=f"compare the versions of the orchestrator and of the worker of {keystore}",
+            subject=keystore,
+        ) from None
 
 
 async def hedged(

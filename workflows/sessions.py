@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
@@ -25,6 +25,8 @@ with workflow.unsafe.imports_passed_through():
     from workflows.contracts.messages import HoldSession, OpenSession, SessionOpened
     from workflows.failures import from_failure
 
+from workflows.answers import read_answer
+
 R = TypeVar("R")
 M = TypeVar("M", bound=Message)
 
@@ -33,6 +35,7 @@ _OPENING_TIMEOUT = timedelta(seconds=5)
 _OPENING_PATIENCE = timedelta(seconds=20)
 _USE_TIMEOUT = timedelta(seconds=30)
 _HEARTBEAT = timedelta(seconds=2)
+_LONGEST_ANSWER = 1024 * 1024
 
 
 async def with_session(
@@ -52,10 +55,10 @@ async def with_session(
         MasterKeyError: the strongroom refused, or what `work` raised.
     """
     try:
-        opened = await workflow.execute_activity(
+        answer = await workflow.execute_activity(
             names.OPEN_SESSION,
             OpenSession(purpose=purpose, plan=plan.canonical().decode(), attempt=attempt),
-            result_type=SessionOpened,
+            result_type=RawValue,
             task_queue=names.strongroom_queue(strongroom),
             start_to_close_timeout=_OPENING_TIMEOUT,
             schedule_to_close_timeout=_OPENING_PATIENCE,
@@ -63,6 +66,7 @@ async def with_session(
         )
     except ActivityError as error:
         raise from_failure(error) from None
+    opened = _read(answer, SessionOpened)
     hold = workflow.start_activity(
         names.HOLD_SESSION,
         HoldSession(session=opened.session),
@@ -91,10 +95,10 @@ async def use_session(opened: SessionOpened, activity: str, request: Message, re
         MasterKeyError: it refused.
     """
     try:
-        answer: M = await workflow.execute_activity(
+        answer = await workflow.execute_activity(
             activity,
             request,
-            result_type=result,
+            result_type=RawValue,
             task_queue=opened.queue,
             start_to_close_timeout=_USE_TIMEOUT,
             heartbeat_timeout=_HEARTBEAT,
@@ -102,4 +106,14 @@ async def use_session(opened: SessionOpened, activity: str, request: Message, re
         )
     except ActivityError as error:
         raise from_failure(error) from None
-    return answer
+    return _read(answer, result)
+
+
+def _read(answer: object, kind: type[M]) -> M:
+    try:
+        return read_answer(answer, kind, longest=_LONGEST_ANSWER)
+    except ValueError:
+        raise SessionLost(
+            "the strongroom gave an answer that cannot be read",
+            next_step="compare the versions of the orchestrator and of the strongroom",
+        ) from None

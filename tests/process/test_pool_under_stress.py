@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import psutil
-import pytest
 
 from activities.strongroom.process import OneShot, Pool
 from tests.workflows.people import eventually

@@ -133,7 +133,9 @@ class House:
 
     # --- ceremonies ------------------------------------------------------------------------------------------
 
-    def init_request(self, name: str, mode: str = "sss", threshold: int = 2, count: int = 3, **more: Any) -> InitRequest:
+    def init_request(
+        self, name: str, mode: str = "sss", threshold: int = 2, count: int = 3, **more: Any
+    ) -> InitRequest:
         """A request to create a MasterKey over the first keystores."""
         fields: dict[str, Any] = {
             "ceremony": names.new_ceremony_id(name, "init"),
@@ -183,9 +185,7 @@ class House:
 
     def receive(self, asked: Asked, result: UnsealResult, made: InitResult) -> bytes:
         """Open a delivery, as the recipient's process does."""
-        return open_delivery(
-            result.delivered, asked.request, self.chain, asked.key, made.kcv, datetime.now(UTC)
-        )
+        return open_delivery(result.delivered, asked.request, self.chain, asked.key, made.kcv, datetime.now(UTC))
 
     async def unseal(self, name: str, made: InitResult, approvers: Sequence[str] = CUSTODIANS[:3]) -> bytes:
         """Receive a MasterKey; its KCV is checked."""

@@ -97,7 +97,9 @@ class Held:
     async def finish(self) -> None:
         """Every ceremony completes, and its record is there once."""
         for handle in self.inits.values():
-            if (await self.gated.reach(handle, "quorum", "protecting", "proving", "committing", "done")).phase == "quorum":
+            if (
+                await self.gated.reach(handle, "quorum", "protecting", "proving", "committing", "done")
+            ).phase == "quorum":
                 await self.gated.approve(handle, QUORUM)
         for asked in self.unseals.values():
             if (await self.gated.reach(asked.handle, "quorum", "releasing", "waiting", "done")).phase == "quorum":
