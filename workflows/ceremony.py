@@ -21,9 +21,15 @@ with workflow.unsafe.imports_passed_through():
 
     from workflows.contracts import names
     from workflows.contracts.authority import Authority
-    from workflows.contracts.canonical import Message, Signed
+    from workflows.contracts.canonical import Message, Signed, digest
     from workflows.contracts.documents import Plan, RecipientRequest
-    from workflows.contracts.errors import ApprovalInvalid, CeremonyEnded, DeadlinePassed, MasterKeyError
+    from workflows.contracts.errors import (
+        ApprovalInvalid,
+        CeremonyEnded,
+        DeadlinePassed,
+        MasterKeyError,
+        RosterInvalid,
+    )
     from workflows.contracts.messages import (
         BeginCeremony,
         Begun,
@@ -179,7 +185,7 @@ class Ceremony:
         self, manifest: str | None = None, request: Signed | None = None, *, all_active: bool = False
     ) -> Begun:
         """Open this ceremony in the ledger, and get what its plan is made from."""
-        return await self.ledger(
+        begun = await self.ledger(
             names.BEGIN_CEREMONY,
             BeginCeremony(
                 ceremony=self.ceremony,
@@ -193,6 +199,9 @@ class Ceremony:
             ),
             Begun,
         )
+        if digest(begun.roster.encode()) != begun.roster_digest:
+            raise RosterInvalid("the orchestrator's roster is not the one of its digest")
+        return begun
 
     async def record_plan(self, plan: Plan, phase: str) -> None:
         """Write the plan to the ledger and enter the phase in which it is decided."""

@@ -156,9 +156,11 @@ def _timers(commands: Commands, events: Sequence[HistoryEvent]) -> list[str]:
                 length = issued[found.timer_id].start_to_fire_timeout
                 pairs = {"length": (_seconds(length), _seconds(found.start_to_fire_timeout))}
                 wrong += _differences(f"event {event.event_id}, timer {found.timer_id}", pairs)
-        elif event.event_type == EventType.EVENT_TYPE_TIMER_CANCELED:
-            if event.timer_canceled_event_attributes.timer_id not in cancelled:
-                wrong.append(f"event {event.event_id}: the code does not cancel that timer")
+        elif (
+            event.event_type == EventType.EVENT_TYPE_TIMER_CANCELED
+            and event.timer_canceled_event_attributes.timer_id not in cancelled
+        ):
+            wrong.append(f"event {event.event_id}: the code does not cancel that timer")
     return wrong + [f"timer {one} is not in the history" for one in sorted(set(issued) - seen - cancelled)]
 
 

@@ -226,7 +226,7 @@ class Doubles:
         """A custodian's decision, signed at a time of the server's."""
         return self.world.custodians[name].sign(
             Approval(
-                decision=decision,  # type: ignore[arg-type]
+                decision=decision,
                 plan=plan,
                 plan_digest=plan.digest,
                 custodian=self.world.custodians[name].fingerprint,
@@ -241,7 +241,13 @@ class Doubles:
     async def working(self, environment: WorkflowEnvironment) -> AsyncIterator[None]:
         """Workers on every queue; workflows in production's sandbox."""
         client = environment.client
-        ledger = [self.begin, self.record_plan, self.record_events, self.close, self.commit]
+        ledger: list[Callable[..., Any]] = [
+            self.begin,
+            self.record_plan,
+            self.record_events,
+            self.close,
+            self.commit,
+        ]
         workers = [
             Worker(
                 client,

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from temporalio import activity
-from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor, Worker
 
 from deploy.emulators.fault_proxy import FaultProxy
 from tests.conftest import NAMES
@@ -201,7 +201,7 @@ def main() -> None:
     """Run a role with gates."""
     gates, config, role, *keystores = sys.argv[1:]
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    roles.Worker = functools.partial(roles.Worker, interceptors=[Gates(Path(gates))])  # type: ignore[misc, assignment]
+    vars(roles)["Worker"] = functools.partial(Worker, interceptors=[Gates(Path(gates))])
     configuration = Configuration.load(Path(config))
     if role == "orchestrator":
         asyncio.run(roles.run_orchestrator(configuration))

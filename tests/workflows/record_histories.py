@@ -157,7 +157,6 @@ def tidy(workflow_id: str, text: str, folder: str) -> str:
 
 async def record(folder: Path) -> None:
     """Record everything into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         house = GatedHouse.start(Path(temporary))
         try:
@@ -171,5 +170,12 @@ async def record(folder: Path) -> None:
             house.stop()
 
 
+def main() -> None:
+    """Record into the folder that is named, or the usual one."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    asyncio.run(record(folder))
+
+
 if __name__ == "__main__":
-    asyncio.run(record(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER))
+    main()

@@ -282,7 +282,7 @@ async def test_an_unseal_ends_when_too_few_shards_are_left_though_the_quorum_is_
 async def test_an_approval_that_expires_before_the_quorum_stands_does_not_count(house: House) -> None:
     handle = await house.start_init(house.fresh_name())
     plan = await house.plan(handle)
-    times = {"issued": ago(1), "expires": seconds(datetime.now(UTC)) + timedelta(seconds=2)}
+    times: dict[str, Any] = {"issued": ago(1), "expires": seconds(datetime.now(UTC)) + timedelta(seconds=2)}
     await handle.signal("approve", house.decision("alice", plan, **times))
     await house.approve(handle, ["bob"])
 
