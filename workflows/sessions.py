@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from temporalio import workflow
 from temporalio.common import RawValue, RetryPolicy
@@ -76,6 +76,8 @@ async def with_session(
         retry_policy=ONCE,
     )
     task: asyncio.Future[R] = asyncio.ensure_future(work(opened))
+    for each in (hold, task):
+        each.add_done_callback(_read_exception)
     try:
         await workflow.wait([hold, task], return_when=asyncio.FIRST_COMPLETED)
         if not task.done() and hold.exception() is not None:
@@ -107,6 +109,12 @@ async def use_session(opened: SessionOpened, activity: str, request: Message, re
     except ActivityError as error:
         raise from_failure(error) from None
     return _read(answer, result)
+
+
+def _read_exception(done: asyncio.Future[Any]) -> None:
+    # The loser's exception is nobody's concern, but asyncio complains of one that nobody reads.
+    if not done.cancelled():
+        done.exception()
 
 
 def _read(answer: object, kind: type[M]) -> M:
