@@ -85,7 +85,7 @@ async def test_a_keystore_worker_that_answers_nonsense_fails_its_own_shard_only(
     ):
         asked = await gated.ask(made.master_key, made)
         try:
-            result = UnsealResult.model_validate(await asyncio.wait_for(asked.handle.result(), 8))
+            result = UnsealResult.model_validate(await asyncio.wait_for(asked.handle.result(), 40))
         except TimeoutError:
             await asked.handle.terminate()
             raise
