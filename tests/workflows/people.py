@@ -156,7 +156,7 @@ class House:
         """Create a MasterKey with three approvals."""
         handle = await self.start_init(name, mode, threshold, count, **more)
         await self.approve(handle, CUSTODIANS[:3])
-        return InitResult.model_validate(await handle.result())
+        return InitResult.model_validate(await ended(handle))
 
     async def ask(
         self, name: str, made: InitResult, lifetime: timedelta | None = None, ceremony: str = "", **more: Any
@@ -192,7 +192,7 @@ class House:
         asked = await self.ask(name, made)
         if Manifest.parse(made.manifest.document.encode()).mode == "sss":
             await self.approve(asked.handle, approvers)
-        return self.receive(asked, UnsealResult.model_validate(await asked.handle.result()), made)
+        return self.receive(asked, UnsealResult.model_validate(await ended(asked.handle)), made)
 
     async def status(self, handle: Handle) -> CeremonyStatus:
         """What a ceremony is doing."""
@@ -230,10 +230,24 @@ class House:
             await handle.signal("approve", self.decision(name, plan))
 
 
+async def ended(handle: Handle, limit: float = 120.0) -> Any:
+    """The result of a workflow.
+
+    The server has been seen to forget a waiting request when the workflow closes at that moment, and answers
+    20 seconds later: so it is asked again.
+    """
+    deadline = time.monotonic() + limit
+    while True:
+        try:
+            return await asyncio.wait_for(handle.result(), 3)
+        except TimeoutError:
+            assert time.monotonic() < deadline, "the workflow did not end in time"
+
+
 async def failure(handle: Handle) -> MasterKeyError:
     """The error with which a ceremony ends."""
     try:
-        await handle.result()
+        await ended(handle)
     except WorkflowFailureError as error:
         return ceremony_client.workflow_error(error)
     raise AssertionError("the ceremony did not fail")

@@ -20,7 +20,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 
 from deploy.emulators.fault_proxy import Answer, Rule
 from tests.workflows.gated import GatedHouse, wait_for_gates
-from tests.workflows.people import Handle
+from tests.workflows.people import Handle, ended
 from workers import ceremony_client
 from workers.embedded.stack import CUSTODIANS
 from workflows.contracts import names
@@ -41,7 +41,7 @@ class Recorder:
     async def write(self, name: str, handle: Handle) -> None:
         """Wait for a ceremony's end, and write its history as `name`.json."""
         try:
-            await handle.result()
+            await ended(handle)
         except WorkflowFailureError as error:
             print(f"{name}: {error.cause}")
         history = await handle.fetch_history()
@@ -56,7 +56,7 @@ class Recorder:
             handle = await house.start_init(house.fresh_name(), mode)
             await house.approve(handle, QUORUM)
             await self.write(f"init-{mode}", handle)
-            made.append(InitResult.model_validate(await handle.result()))
+            made.append(InitResult.model_validate(await ended(handle)))
         handle = await house.start_init(house.fresh_name())
         plan = await house.plan(handle)
         await handle.signal("approve", "garbage")

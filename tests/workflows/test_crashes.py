@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import pytest
 
 from tests.workflows.gated import Gate, GatedHouse, wait_for_gates
-from tests.workflows.people import Asked, Handle, clean, failure, scheduled
+from tests.workflows.people import Asked, Handle, clean, ended, failure, scheduled
 from workflows.contracts import names
 from workflows.contracts.messages import InitResult, UnsealResult
 
@@ -105,14 +105,14 @@ class Held:
             if (await self.gated.reach(asked.handle, "quorum", "releasing", "waiting", "done")).phase == "quorum":
                 await self.gated.approve(asked.handle, QUORUM)
         for name, handle in self.inits.items():
-            made = InitResult.model_validate(await asyncio.wait_for(handle.result(), 90))
+            made = InitResult.model_validate(await ended(handle, 90))
             await clean(handle, killed=True)
             self.recorded_once(name, made.ceremony, made.kcv)
         if self.inits:
             await self.gated.unseal(name, made)
         for ceremony, asked in self.unseals.items():
             assert self.made is not None
-            result = UnsealResult.model_validate(await asyncio.wait_for(asked.handle.result(), 90))
+            result = UnsealResult.model_validate(await ended(asked.handle, 90))
             assert len(self.gated.receive(asked, result, self.made)) == 32
             await clean(asked.handle, killed=True)
             self.recorded_once(self.made.master_key, ceremony, self.made.kcv)
@@ -142,10 +142,10 @@ async def _kinds(gated: GatedHouse) -> dict[str, list[str]]:
     name = gated.fresh_name()
     handle = await gated.start_init(name)
     await gated.approve(handle, QUORUM)
-    made = InitResult.model_validate(await handle.result())
+    made = InitResult.model_validate(await ended(handle))
     asked = await gated.ask(name, made)
     await gated.approve(asked.handle, QUORUM)
-    await asked.handle.result()
+    await ended(asked.handle)
     found = {"init": await boundaries(gated, handle), "unseal": await boundaries(gated, asked.handle)}
     assert len(found["init"]) >= 13
     assert len(found["unseal"]) >= 8
@@ -224,7 +224,7 @@ async def test_cancelling_at_any_activity_leaves_only_a_record(gated: GatedHouse
     for (name, handle), gate in zip(held.inits.items(), held.gates, strict=True):
         ceremony = (await gated.status(handle)).ceremony
         await handle.cancel()
-        error = await asyncio.wait_for(failure(handle), 20)
+        error = await failure(handle)
         gate.open()
         record = gated.ledger.ceremony(ceremony) if names.BEGIN_CEREMONY not in gate.file.name else None
         said = (type(error).__name__, record.outcome if record else "", record.detail if record else "")
@@ -238,7 +238,14 @@ async def test_cancelling_at_any_activity_leaves_only_a_record(gated: GatedHouse
     assert wrong == []
 
 
-@pytest.mark.parametrize("activity", [names.COMMIT_PROTECTION, names.NOTE_COMMIT, names.CLOSE_CEREMONY])
+@pytest.mark.parametrize(
+    "activity",
+    [
+        names.COMMIT_PROTECTION,
+        pytest.param(names.NOTE_COMMIT, marks=pytest.mark.slow),
+        pytest.param(names.CLOSE_CEREMONY, marks=pytest.mark.slow),
+    ],
+)
 async def test_a_cancellation_after_the_commit_comes_too_late(gated: GatedHouse, activity: str) -> None:
     held = Held(gated)
     await held.lead_inits([(activity, "after")])
@@ -249,6 +256,7 @@ async def test_a_cancellation_after_the_commit_comes_too_late(gated: GatedHouse,
     await held.finish()
 
 
+@pytest.mark.slow
 async def test_a_cancellation_after_the_release_comes_too_late(gated: GatedHouse) -> None:
     held = Held(gated)
     await held.lead_unseals([(names.CLOSE_CEREMONY, "before")])

@@ -12,7 +12,7 @@ import pytest
 
 from deploy.emulators.fault_proxy import Answer, Hang, Reset, Rule
 from tests.workflows.gated import GatedHouse, wait_for_gates
-from tests.workflows.people import Asked, House, clean, eventually, failure, scheduled
+from tests.workflows.people import Asked, House, clean, ended, eventually, failure, scheduled
 from workflows.contracts import names
 from workflows.contracts.errors import KeystoreAccessDenied, QuorumUnreachable
 from workflows.contracts.messages import InitResult, UnsealResult
@@ -29,7 +29,7 @@ def _mended(gated: GatedHouse) -> Iterator[None]:
 
 async def finished(house: House, asked: Asked, made: InitResult) -> UnsealResult:
     """The result of an unseal, opened."""
-    result = UnsealResult.model_validate(await asyncio.wait_for(asked.handle.result(), 60))
+    result = UnsealResult.model_validate(await ended(asked.handle, 60))
     assert len(house.receive(asked, result, made)) == 32
     return result
 
@@ -56,6 +56,7 @@ async def test_a_keystore_that_answers_with_errors_costs_one_more_call(gated: Ga
     assert scheduled(history)[names.OPEN_SESSION] == 1
 
 
+@pytest.mark.slow
 async def test_a_keystore_whose_connections_are_reset_costs_one_more_call(gated: GatedHouse) -> None:
     name = gated.fresh_name()
     made = await gated.init(name)
@@ -76,6 +77,7 @@ async def test_a_hanging_keystore_costs_about_a_second_not_its_time_out(gated: G
     assert scheduled(await clean(asked.handle))[names.UNWRAP_DATA_KEY] == 3
 
 
+@pytest.mark.slow
 async def test_a_frozen_keystore_worker_costs_about_a_second(gated: GatedHouse) -> None:
     name = gated.fresh_name()
     made = await gated.init(name)
@@ -102,7 +104,7 @@ async def test_an_init_waits_for_a_keystore_that_comes_back(gated: GatedHouse) -
 
     await eventually(refused)
     gated.proxies[2].rule = Rule()
-    made = InitResult.model_validate(await handle.result())
+    made = InitResult.model_validate(await ended(handle))
     assert made.attempt == 1, "the call was repeated, not the ceremony"
     assert scheduled(await clean(handle))[names.GENERATE_DATA_KEY] == 3
 
@@ -114,7 +116,7 @@ async def test_an_init_over_a_keystore_that_refuses_fails_and_leaves_nothing(gat
     ceremony = (await gated.status(handle)).ceremony
     gated.proxies[2].rule = Answer(403, body=b'{"errors": ["permission denied"]}')
     await gated.approve(handle, QUORUM)
-    error = await asyncio.wait_for(failure(handle), 20)
+    error = await failure(handle)
     assert isinstance(error, KeystoreAccessDenied)
     assert error.subject == "bao-3"
     await clean(handle)
@@ -124,6 +126,7 @@ async def test_an_init_over_a_keystore_that_refuses_fails_and_leaves_nothing(gat
     assert events.count("attempt-failed") == 1
 
 
+@pytest.mark.slow
 async def test_a_seal_unseal_without_any_keystore_waits_and_says_so(gated: GatedHouse) -> None:
     name = gated.fresh_name()
     made = await gated.init(name, "seal", count=2)
@@ -144,13 +147,13 @@ async def test_a_seal_unseal_that_no_keystore_will_ever_serve_ends_at_once(gated
     for proxy in gated.proxies[:2]:
         proxy.rule = Answer(403, body=b'{"errors": ["permission denied"]}')
     asked = await gated.ask(name, made)
-    error = await asyncio.wait_for(failure(asked.handle), 20)
+    error = await failure(asked.handle)
     assert isinstance(error, QuorumUnreachable)
     assert "bao-1: KeystoreAccessDenied" in error.message
     assert "bao-2: KeystoreAccessDenied" in error.message
 
 
-@pytest.mark.parametrize("mode", ["sss", "seal"])
+@pytest.mark.parametrize("mode", ["sss", pytest.param("seal", marks=pytest.mark.slow)])
 async def test_a_strongroom_that_is_killed_before_its_session_is_used_is_replaced_in_seconds(
     gated: GatedHouse, mode: str
 ) -> None:
@@ -174,6 +177,7 @@ async def test_a_strongroom_that_is_killed_before_its_session_is_used_is_replace
     assert "session-lost" in events
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_a_strongroom_that_is_killed_while_its_session_works_is_replaced(gated: GatedHouse, when: str) -> None:
     name = gated.fresh_name()
@@ -227,7 +231,7 @@ async def at_once(house: House, number: int, mode: str) -> tuple[float, list[flo
     asked = await asyncio.gather(*(house.ask(name, made) for _ in range(number)))
     if mode == "sss":
         await asyncio.gather(*(house.approve(one.handle, QUORUM) for one in asked))
-    results = await asyncio.gather(*(one.handle.result() for one in asked))
+    results = await asyncio.gather(*(ended(one.handle) for one in asked))
     took = time.monotonic() - began
     calls = []
     for one, answer in zip(asked, results, strict=True):

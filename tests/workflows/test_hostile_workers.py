@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -15,7 +14,7 @@ from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.worker import Worker
 
 from tests.workflows.gated import GatedHouse
-from tests.workflows.people import clean
+from tests.workflows.people import clean, ended
 from workflows.contracts import names
 from workflows.contracts.messages import InitResult, UnsealResult
 
@@ -85,7 +84,7 @@ async def test_a_keystore_worker_that_answers_nonsense_fails_its_own_shard_only(
     ):
         asked = await gated.ask(made.master_key, made)
         try:
-            result = UnsealResult.model_validate(await asyncio.wait_for(asked.handle.result(), 40))
+            result = UnsealResult.model_validate(await ended(asked.handle, 40))
         except TimeoutError:
             await asked.handle.terminate()
             raise

@@ -13,7 +13,7 @@ import pytest
 
 from deploy.emulators.fault_proxy import Hang, Rule
 from tests.workflows.gated import GatedHouse, wait_for_gates
-from tests.workflows.people import clean, eventually
+from tests.workflows.people import clean, ended, eventually
 from workers.embedded.leaks import count_in_memory, patterns
 from workflows.contracts import names
 from workflows.contracts.messages import UnsealResult
@@ -35,7 +35,7 @@ def below(gated: GatedHouse, role: str) -> list[psutil.Process]:
     return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.mark.parametrize("role", ["strongroom", "keystore-bao-1"])
+@pytest.mark.parametrize("role", ["strongroom", pytest.param("keystore-bao-1", marks=pytest.mark.slow)])
 async def test_a_second_after_a_worker_was_killed_nothing_of_it_is_left(gated: GatedHouse, role: str) -> None:
     for proxy in gated.proxies:
         proxy.rule = Hang()
@@ -70,7 +70,7 @@ async def test_a_call_of_a_hanging_keystore_that_is_given_up_leaves_no_process(g
     await eventually(called)
     busy = [process for process in below(gated, "keystore-bao-1") if process.net_connections()]
     assert len(busy) == 1, "one process waits for the keystore"
-    result = UnsealResult.model_validate(await asked.handle.result())
+    result = UnsealResult.model_validate(await ended(asked.handle))
     assert result.served_by == ("bao-2",)
     # The workflow has what it needs and cancels the call; the heartbeat tells the worker.
     _, alive = await asyncio.to_thread(psutil.wait_procs, busy, 5)
@@ -97,6 +97,7 @@ async def test_no_worker_ever_holds_a_key_in_plaintext(gated: GatedHouse) -> Non
     assert len(found) > len(ROLES)
 
 
+@pytest.mark.slow
 async def test_no_worker_ever_holds_the_data_key_that_its_keystore_unwrapped(gated: GatedHouse) -> None:
     name = gated.fresh_name()
     made = await gated.init(name)
@@ -112,6 +113,7 @@ async def test_no_worker_ever_holds_the_data_key_that_its_keystore_unwrapped(gat
         assert count_in_memory(gated.worker(role).process.pid, sought) == 0, role
 
 
+@pytest.mark.slow
 async def test_a_session_that_nobody_uses_is_ended_when_its_ceremony_is(gated: GatedHouse) -> None:
     name = gated.fresh_name()
     gate = gated.gate(name, names.GENERATE_DATA_KEY)

@@ -16,7 +16,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.identity import Identity, generate_identity
 from tests.workflows.gated import GatedHouse, wait_for_gates
-from tests.workflows.people import Handle, House, clean, eventually, failure
+from tests.workflows.people import Handle, House, clean, ended, eventually, failure
 from workers import ceremony_client
 from workflows.contracts import names
 from workflows.contracts.canonical import Signed, canonical_json, seconds
@@ -123,7 +123,7 @@ async def test_an_init_survives_every_poison_message_and_then_completes(house: H
     assert status.approved_by == ()
     assert 40 < status.refused_messages <= sent
     await house.approve(handle, ["alice", "bob", "carol"])
-    assert InitResult.model_validate(await handle.result()).approved_by == ("alice", "bob", "carol")
+    assert InitResult.model_validate(await ended(handle)).approved_by == ("alice", "bob", "carol")
     await clean(handle)
     refused = [e for e in house.ledger.events(ceremony=status.ceremony) if e.type == "message-refused"]
     assert len(refused) == 20, "the first twenty are remembered, so that a flood cannot fill the ledger"
@@ -136,7 +136,7 @@ async def test_an_unseal_survives_every_poison_message_and_then_completes(house:
     plan = await house.plan(asked.handle)
     await poison(asked.handle, plan, [generate_identity(tmp_path / "stranger")])
     await house.approve(asked.handle, ["alice", "bob", "dave"])
-    result = UnsealResult.model_validate(await asked.handle.result())
+    result = UnsealResult.model_validate(await ended(asked.handle))
     assert len(house.receive(asked, result, made)) == 32
     await clean(asked.handle)
 
@@ -152,7 +152,7 @@ async def test_poison_before_the_first_workflow_task_is_harmless(house: House) -
         start_signal_args=[{"document": "before there is a plan", "signature": ""}],
     )
     await house.approve(handle, ["alice", "bob", "carol"])
-    await handle.result()
+    await ended(handle)
     await clean(handle)
     events = [e for e in house.ledger.events(ceremony=request.ceremony) if e.type == "message-refused"]
     assert [json.loads(e.body)["error"] for e in events] == ["CeremonyEnded"]
@@ -172,7 +172,7 @@ async def test_before_there_is_a_plan_a_decision_is_refused_politely(gated: Gate
     assert (await gated.status(handle)).phase == "planning"
     gate.open()
     await gated.approve(handle, ["alice", "bob", "carol"])
-    await handle.result()
+    await ended(handle)
     await clean(handle)
     await other.terminate()
 
@@ -191,7 +191,7 @@ async def test_a_seal_unseal_asks_nobody_and_says_so(gated: GatedHouse) -> None:
         await ceremony_client.submit(gated.client, status.ceremony, gated.decision("alice", plan))
     await asked.handle.signal("approve", gated.decision("alice", plan, "reject"))
     gate.open()
-    gated.receive(asked, UnsealResult.model_validate(await asked.handle.result()), made)
+    gated.receive(asked, UnsealResult.model_validate(await ended(asked.handle)), made)
     await clean(asked.handle)
 
 
@@ -205,7 +205,7 @@ async def test_late_arrivals_are_answered_politely(gated: GatedHouse) -> None:
     late = await ceremony_client.submit(gated.client, plan.ceremony, gated.decision("dave", plan))
     assert (late.state, late.decision, late.needed) == ("accepted", "approve", "")
     gate.open()
-    await handle.result()
+    await ended(handle)
     await clean(handle)
     with pytest.raises(CeremonyEnded, match="is over"):
         await ceremony_client.submit(gated.client, plan.ceremony, gated.decision("erin", plan))
@@ -226,7 +226,7 @@ async def test_duplicates_count_once(house: House) -> None:
     status = await house.status(handle)
     assert (status.phase, status.approved_by, status.refused_messages) == ("quorum", ("alice",), 0)
     await house.approve(handle, ["bob", "carol"])
-    await handle.result()
+    await ended(handle)
     recorded = [e for e in house.ledger.events(ceremony=plan.ceremony) if e.type == "approval-recorded"]
     assert len(recorded) == 3
     await clean(handle)
@@ -243,7 +243,7 @@ async def test_a_rejection_after_an_approval_stands(house: House) -> None:
     assert (status.approved_by, status.rejected_by) == ((), ("alice",))
     assert status.needed == "3 more of the governance quorum of 3"
     await house.approve(handle, ["bob", "carol", "dave"])
-    assert InitResult.model_validate(await handle.result()).approved_by == ("bob", "carol", "dave")
+    assert InitResult.model_validate(await ended(handle)).approved_by == ("bob", "carol", "dave")
     await clean(handle)
 
 
@@ -296,7 +296,7 @@ async def test_an_approval_that_expires_before_the_quorum_stands_does_not_count(
     with pytest.raises(ApprovalInvalid, match="expired"):
         await ceremony_client.submit(house.client, plan.ceremony, house.decision("alice", plan, **times))
     await house.approve(handle, ["alice"])
-    await handle.result()
+    await ended(handle)
     await clean(handle)
 
 

@@ -164,6 +164,7 @@ async def approved_unseal(clock: Clock, doubles: Doubles, lifetime: timedelta) -
     return handle
 
 
+@pytest.mark.slow
 async def test_an_unseal_waits_for_clouds_that_are_away_for_hours(clock: Clock, doubles: Doubles) -> None:
     back = (await clock.now()) + 3 * HOUR
     away = {"ks-1", "ks-2", "ks-3"}
@@ -202,6 +203,7 @@ async def test_an_unseal_may_wait_as_long_as_its_deadline_without_outgrowing_its
     assert size < 45 * 2**20
 
 
+@pytest.mark.slow
 async def test_an_unseal_ends_at_its_deadline_and_says_which_clouds_were_away(clock: Clock, doubles: Doubles) -> None:
     doubles.unwrap = lambda keystore: KeystoreUnavailable(f"{keystore} is away", subject=keystore)
     async with doubles.working(clock.environment):
@@ -213,6 +215,7 @@ async def test_an_unseal_ends_at_its_deadline_and_says_which_clouds_were_away(cl
     await clean(handle)
 
 
+@pytest.mark.slow
 async def test_an_unseal_outlives_a_strongroom_that_is_away_for_hours(clock: Clock, doubles: Doubles) -> None:
     gone = [True]
     doubles.open = lambda: SessionLost("no strongroom") if gone else None
@@ -228,6 +231,7 @@ async def test_an_unseal_outlives_a_strongroom_that_is_away_for_hours(clock: Clo
     await clean(handle)
 
 
+@pytest.mark.slow
 async def test_approvals_that_expire_while_clouds_are_away_are_asked_for_again(clock: Clock, doubles: Doubles) -> None:
     away = [True]
     doubles.unwrap = lambda keystore: KeystoreUnavailable("away", subject=keystore) if away else None
