@@ -13,7 +13,7 @@ async def test_an_rsa_approval_that_came_while_no_orchestrator_ran_is_verified_b
     handle = await gated.start_init(gated.fresh_name())
     plan = await gated.plan(handle)
     await gated.idle(handle)
-    gated.kill("orchestrator")
+    gated.worker("orchestrator").stop()
     bob = gated.decision("bob", plan)
     assert "ssh-rsa" in (gated.stack.folder / "keys" / "bob.pub").read_text()
     await handle.signal("approve", bob)

@@ -21,7 +21,7 @@ from workers import roles
 from workflows.contracts import names
 
 HISTORIES = sorted(FOLDER.glob("*.json"))
-QUICK = ("init-refused", "unseal-seal", "unseal-denied", "report", "drill", "init-cancelled")
+QUICK = ("init-refused", "unseal-seal", "report")
 """With every kind of event among them."""
 SAYS_ONLY_THAT_IT_IS_DONE = {
     names.RECORD_PLAN,
@@ -221,7 +221,10 @@ async def test_whatever_is_altered_of_what_the_code_did_is_noticed_in_long_histo
     assert (await unnoticed(name, ISSUED))[1] == []
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(
+    "name",
+    [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in ("unseal-denied", "drill", "unseal-hedged"))],
+)
 async def test_an_altered_answer_is_noticed_if_it_had_any_consequence(name: str) -> None:
     whole = named(name)
     kinds = {
