@@ -48,7 +48,7 @@ bench: $(READY)
 
 lock:
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
-		--no-header --no-annotate --no-emit-index-url --quiet --upgrade -o requirements.lock
+		--no-strip-extras --no-header --no-annotate --no-emit-index-url --quiet $(ARGS) -o requirements.lock
 
 clean:
 	rm -rf $(VENV) run .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

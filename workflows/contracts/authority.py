@@ -7,16 +7,19 @@ tell people early; the keystore worker and the session apply them because nobody
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from workflows.contracts.canonical import Message, Signed, canonical_json, digest
 from workflows.contracts.documents import (
+    Action,
     Approval,
+    CheckResponse,
     Manifest,
     Plan,
     RecipientRequest,
     SessionAnnouncement,
+    Stop,
     Target,
     Work,
 )
@@ -32,6 +35,14 @@ MAXIMUM_CEREMONY = timedelta(days=30)
 """The longest life of a plan, and so of an approval."""
 SESSION_LIFETIME = timedelta(minutes=5)
 """The longest life of a session's HPKE key."""
+PROTECTING: tuple[Action, ...] = ("init", "reshard", "recover")
+"""Actions that make a protection."""
+RESHARDING: tuple[Action, ...] = ("reshard", "recover")
+"""Actions that open one protection of a MasterKey to make another of it."""
+_LONGEST_STEP = 1000
+"""How much the epoch may grow at once: more would leave no room for a later protection."""
+ORDERS: tuple[Action, ...] = ("lift", "retire", "destroy")
+"""Actions that a governance quorum orders and that open nothing."""
 
 
 class Authority(Message):
@@ -190,11 +201,11 @@ def check_protect(chain: RosterChain, authority: Authority, now: datetime) -> Gr
         ApprovalInvalid, PlanInvalid: it has not, or what it authorised is not possible.
     """
     plan = _plan(chain, authority, now)
-    if plan.target is None or plan.action not in ("init",):
+    if plan.target is None or plan.recipient is not None or plan.action not in PROTECTING:
         raise ApprovalInvalid(f"a plan to {plan.action} protects nothing")
-    if plan.action == "init" and plan.target.epoch != 1:
-        # A huge first epoch would leave no room for a later protection.
-        raise PlanInvalid("the first protection of a MasterKey has epoch 1")
+    if (plan.source is None) != (plan.action == "init"):
+        raise ApprovalInvalid("only the creation of a MasterKey opens no protection of it")
+    _check_epoch(plan, plan.target)
     check_target(plan.target, plan.master_key, chain.current)
     approvers, approvals = _approvers(chain.current, plan, authority, now)
     _check_governance(chain.current, plan, approvers)
@@ -215,6 +226,119 @@ def check_release(chain: RosterChain, authority: Authority, source: Signed, now:
     manifest = check_manifest(source, chain)
     if plan.action != "unseal" or plan.source is None or plan.recipient is None or plan.target is not None:
         raise ApprovalInvalid(f"a plan to {plan.action} releases nothing to a recipient")
+    _check_source(plan, manifest, source)
+    request = check_request(chain.current, authority.request, plan, now)
+    approvers: tuple[str, ...] = ()
+    approvals: tuple[str, ...] = ()
+    if manifest.mode == "sss":
+        approvers, approvals = _approvers(chain.current, plan, authority, now)
+        _check_opening(chain.current, plan, manifest, approvers)
+    assert authority.request is not None  # noqa: S101 - check_request refused none
+    return Granted(plan, approvers, approvals, _digest(plan, approvals, authority.request.digest), request, manifest)
+
+
+def check_reshard(chain: RosterChain, authority: Authority, source: Signed, now: datetime) -> Granted:
+    """Check that a quorum has authorised a plan that opens one protection of a MasterKey to make another of it.
+
+    Everything that `check_protect` demands; and that the manifest is the plan's, that the quorum is not smaller
+    than the manifest demands, and that custodians of at least M of its shards approved, if they have any.
+
+    Raises:
+        ApprovalInvalid, PlanInvalid, ManifestInvalid: it is not.
+    """
+    granted = check_protect(chain, authority, now)
+    plan, manifest = granted.plan, check_manifest(source, chain)
+    if plan.action not in RESHARDING or plan.target is None:
+        raise ApprovalInvalid(f"a plan to {plan.action} opens nothing to protect it anew")
+    _check_source(plan, manifest, source)
+    if plan.target.purpose == manifest.purpose and plan.target.predecessor != source.digest:
+        raise PlanInvalid("the new protection does not name the one that it replaces")
+    _check_opening(chain.current, plan, manifest, granted.approvers)
+    return replace(granted, manifest=manifest)
+
+
+def check_order(chain: RosterChain, authority: Authority, source: Signed | None, now: datetime) -> Granted:
+    """Check that a governance quorum has ordered something that opens no shard: a lift, a retirement, a destruction.
+
+    Args:
+        chain: the verified roster.
+        authority: the plan and the approvals.
+        source: the manifest that is to be retired or destroyed; none for a lift.
+        now: the time.
+
+    Raises:
+        ApprovalInvalid, ManifestInvalid: it has not.
+    """
+    plan = _plan(chain, authority, now)
+    if plan.action not in ORDERS or plan.target is not None or plan.recipient is not None:
+        raise ApprovalInvalid(f"a plan to {plan.action} is no order")
+    if (plan.action == "lift") != (plan.stops is not None) or (plan.action == "lift") != (plan.source is None):
+        raise ApprovalInvalid("a lift names stops, every other order a manifest")
+    manifest = None
+    if plan.source is not None:
+        if source is None:
+            raise ApprovalInvalid("the manifest that the order is about was not presented")
+        manifest = check_manifest(source, chain)
+        _check_source(plan, manifest, source)
+        if plan.governance_quorum < manifest.governance_quorum:
+            raise ApprovalInvalid("the plan asks for a smaller quorum than the manifest demands")
+    approvers, approvals = _approvers(chain.current, plan, authority, now)
+    _check_governance(chain.current, plan, approvers)
+    return Granted(plan, approvers, approvals, _digest(plan, approvals, None), None, manifest)
+
+
+def check_stop(chain: RosterChain, signed: Signed, now: datetime) -> tuple[Stop, str]:
+    """Verify an order to stop: any one custodian of the roster may give it.
+
+    Returns:
+        The order, and the custodian's name.
+
+    Raises:
+        ApprovalInvalid: signature, signer or time is wrong.
+    """
+    stop, signer = open_signed(Stop, signed)
+    custodian = chain.current.custodian(signer)
+    if custodian is None or stop.custodian != signer:
+        raise ApprovalInvalid("the stop is not signed by a custodian of the roster", subject=signer)
+    check_time(f"the stop of {custodian.name}", stop.issued, stop.issued + MAXIMUM_CEREMONY, now, MAXIMUM_CEREMONY)
+    return stop, custodian.name
+
+
+def check_proofs(chain: RosterChain, manifest: Manifest, manifest_digest: str, proofs: Sequence[Signed]) -> None:
+    """Check that every keystore of a protection has proven that it can give back its data key.
+
+    Before that no keystore worker takes a protection for the one in force: who hides the proofs, or could not get
+    them, cannot retire the protection that works.
+
+    Args:
+        chain: the verified roster.
+        manifest: of the protection.
+        manifest_digest: its digest.
+        proofs: a signed `CheckResponse` of each shard's keystore, in any order.
+
+    Raises:
+        ManifestInvalid: one is missing, or was not signed by that keystore's worker.
+    """
+    missing = {shard.binding.index: shard.binding.keystore for shard in manifest.shards}
+    for signed in proofs:
+        try:
+            answer, signer = open_signed(CheckResponse, signed)
+        except ApprovalInvalid as error:
+            raise ManifestInvalid(error.message) from None
+        worker = chain.current.keystore(answer.keystore)
+        proven = (answer.manifest, answer.matches) == (manifest_digest, True)
+        if proven and worker is not None and signer == worker.fingerprint and (
+            missing.get(answer.index) == answer.keystore
+        ):
+            del missing[answer.index]
+    if missing:
+        raise ManifestInvalid(
+            f"the protection was not proven by {', '.join(sorted(missing.values()))}",
+            next_step="nothing was changed: what was in force before is in force still",
+        )
+
+
+def _check_source(plan: Plan, manifest: Manifest, source: Signed) -> None:
     described = (
         manifest.master_key,
         source.digest,
@@ -224,24 +348,31 @@ def check_release(chain: RosterChain, authority: Authority, source: Signed, now:
         manifest.count,
     )
     s = plan.source
-    if described != (plan.master_key, s.manifest, s.epoch, s.mode, s.threshold, s.count):
+    if s is None or described != (plan.master_key, s.manifest, s.epoch, s.mode, s.threshold, s.count):
         raise ApprovalInvalid("the plan is about another manifest than the one presented")
-    request = check_request(chain.current, authority.request, plan, now)
-    approvers: tuple[str, ...] = ()
-    approvals: tuple[str, ...] = ()
-    if manifest.mode == "sss":
-        approvers, approvals = _approvers(chain.current, plan, authority, now)
-        if plan.governance_quorum < manifest.governance_quorum:
-            raise ApprovalInvalid("the plan asks for a smaller quorum than the manifest demands")
-        _check_governance(chain.current, plan, approvers)
-        released = shards_released_by(approvers, custodians_of(plan, manifest))
-        if len(released) < manifest.threshold:
-            raise ApprovalInvalid(
-                f"custodians of {len(released)} shards approved, {manifest.threshold} are needed",
-                next_step="collect more approvals",
-            )
-    assert authority.request is not None  # noqa: S101 - check_request refused none
-    return Granted(plan, approvers, approvals, _digest(plan, approvals, authority.request.digest), request, manifest)
+
+
+def _check_opening(roster: Roster, plan: Plan, manifest: Manifest, approvers: Sequence[str]) -> None:
+    """Check that the quorum that a manifest demands stands, and custodians of enough of its shards approved."""
+    if plan.governance_quorum < manifest.governance_quorum:
+        raise ApprovalInvalid("the plan asks for a smaller quorum than the manifest demands")
+    _check_governance(roster, plan, approvers)
+    custody = custodians_of(plan, manifest)
+    released = shards_released_by(approvers, custody)
+    if custody and len(released) < manifest.threshold:
+        raise ApprovalInvalid(
+            f"custodians of {len(released)} shards approved, {manifest.threshold} are needed",
+            next_step="collect more approvals",
+        )
+
+
+def _check_epoch(plan: Plan, target: Target) -> None:
+    if plan.source is None:
+        if target.epoch != 1 or target.predecessor is not None:
+            # A huge first epoch would leave no room for a later protection.
+            raise PlanInvalid("the first protection of a MasterKey has epoch 1 and replaces none")
+    elif not plan.source.epoch < target.epoch <= plan.source.epoch + _LONGEST_STEP:
+        raise PlanInvalid(f"epoch {target.epoch} does not follow epoch {plan.source.epoch} of what is opened")
 
 
 def check_request(roster: Roster, signed: Signed | None, plan: Plan, now: datetime) -> RecipientRequest:

@@ -17,6 +17,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
     PlainSerializer,
     StringConstraints,
     ValidationError,
@@ -89,6 +90,15 @@ class Part(BaseModel):
     """Base of a part of a document: frozen, closed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+def _absent(value: object) -> bool:
+    return value is None
+
+
+def later() -> Any:
+    """A field that a document got after its first version: where it is None, the canonical form is as it was before."""
+    return Field(default=None, exclude_if=_absent)
 
 
 class Document(Part):

@@ -21,23 +21,29 @@ from workflows.contracts.canonical import (
     Time,
     canonical_json,
     digest,
+    later,
 )
 
 SUITE = "HPKE-v1/MLKEM768-X25519/HKDF-SHA256/AES-256-GCM"
 """RFC 9180 with the hybrid KEM of draft-ietf-hpke-pq; the one suite in use."""
 
 Suite = Literal["HPKE-v1/MLKEM768-X25519/HKDF-SHA256/AES-256-GCM"]
-Action = Literal["init", "unseal", "drill"]
+Action = Literal["init", "unseal", "drill", "seal", "lift", "reshard", "recover", "retire", "destroy"]
 Mode = Literal["sss", "seal"]
 Purpose = Literal["primary", "emergency"]
-Work = Literal["protect", "release"]
-Mechanism = Literal["aes-gcm", "rsa-oaep"]
+Work = Literal["protect", "release", "reshard"]
+"""What a session does: draw a MasterKey and protect it, release one, or open one protection and make another."""
+Mechanism = Literal["aes-gcm", "rsa-oaep", "age-x25519"]
+CLASSICAL = ("rsa-oaep", "age-x25519")
+"""Mechanisms that a quantum computer could break; `status` counts the shards that are wrapped so."""
 CeremonyId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}\.[a-z]+\.[0-9a-f]{12}$")]
 KeyId = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,1024}$")]
 """Printable ASCII without spaces: custodians read it in the statement that they sign, so it can hide nothing."""
 Index = Annotated[int, Field(ge=1, le=255)]
 Number = Annotated[int, Field(ge=1, le=2_147_483_647)]
 Check = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+Line = Annotated[str, StringConstraints(pattern=r"^[ -~]{0,200}$")]
+"""Printable ASCII, one line: custodians and operators read it on terminals."""
 Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 
 
@@ -58,7 +64,13 @@ class TargetShard(Part):
 
 
 class Target(Part):
-    """The protection that a ceremony will make."""
+    """The protection that a ceremony will make.
+
+    Attributes:
+        predecessor: digest of the active manifest of the same purpose that it replaces, if there is one.
+        retention_hours: how long the ciphertexts of the one that it replaces are kept before they are destroyed;
+            none: until their destruction is ordered.
+    """
 
     purpose: Purpose
     mode: Mode
@@ -66,6 +78,8 @@ class Target(Part):
     threshold: Annotated[int, Field(ge=1, le=255)]
     count: Annotated[int, Field(ge=1, le=255)]
     shards: tuple[TargetShard, ...]
+    predecessor: Digest | None = later()
+    retention_hours: Annotated[int, Field(ge=0, le=87_600)] | None = later()
 
 
 class Source(Part):
@@ -87,7 +101,14 @@ class PlanRecipient(Part):
 
 
 class Plan(Document):
-    """The immutable description of what a ceremony will do. Signed as a part of each approval."""
+    """The immutable description of what a ceremony will do. Signed as a part of each approval.
+
+    Attributes:
+        source: the protection that is opened, retired or destroyed; none at init and when a stop is lifted.
+        target: the protection that is made, if one is.
+        recipient: who receives the MasterKey, if somebody does.
+        stops: digests of the stops that are lifted, if that is the action.
+    """
 
     TYPE: ClassVar[str] = "masterkey-plan"
 
@@ -104,6 +125,7 @@ class Plan(Document):
     roster: Digest
     created: Time
     expires: Time
+    stops: tuple[Digest, ...] | None = later()
 
 
 class Approval(Document):
@@ -356,6 +378,67 @@ class Delivery(Document):
     recipient_key: Digest
     strongroom: Fingerprint
     ciphertext_hash: Digest
+    time: Time
+
+
+class Stop(Document):
+    """A custodian's order that a MasterKey is served to nobody, until the governance quorum lifts it."""
+
+    TYPE: ClassVar[str] = "masterkey-stop"
+
+    type: Literal["masterkey-stop"] = "masterkey-stop"
+    version: Literal[1] = 1
+    master_key: Name
+    ceremony: CeremonyId
+    reason: Line
+    custodian: Fingerprint
+    issued: Time
+
+
+class KeystoreState(Part):
+    """What a keystore worker remembers of one MasterKey.
+
+    Attributes:
+        kcv: key check value at the first commit that it heard of; "" if it has heard of a stop only.
+        epochs: lowest epoch that it still serves, for each purpose.
+        stops: digests of the stops in force here.
+    """
+
+    master_key: Name
+    kcv: str
+    epochs: dict[Purpose, Number]
+    stops: tuple[Digest, ...]
+
+
+class StateStatement(Document):
+    """A keystore worker's signed answer what it remembers: sent after a stop, a lift or a retirement, and on request.
+
+    Attributes:
+        about: digest of what it was told, or a nonce's digest if it was only asked.
+    """
+
+    TYPE: ClassVar[str] = "masterkey-state"
+
+    type: Literal["masterkey-state"] = "masterkey-state"
+    version: Literal[1] = 1
+    keystore: Name
+    about: Digest
+    roster_number: int
+    master_keys: tuple[KeystoreState, ...]
+    time: Time
+
+
+class Ended(Document):
+    """A recipient's acknowledgement of a stop: the program that held the MasterKey has ended."""
+
+    TYPE: ClassVar[str] = "masterkey-ended"
+
+    type: Literal["masterkey-ended"] = "masterkey-ended"
+    version: Literal[1] = 1
+    master_key: Name
+    ceremony: CeremonyId
+    stop: Digest
+    recipient: Fingerprint
     time: Time
 
 

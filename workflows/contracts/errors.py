@@ -100,6 +100,12 @@ class ManifestInvalid(ApprovalInvalid):
     default_next_step = "compare the ledger with a bundle; do not use this manifest"
 
 
+class Stopped(MasterKeyError):
+    """Somebody has ordered that this MasterKey is served to nobody; only the governance quorum can lift that."""
+
+    default_next_step = "find out who ordered it and why; the quorum lifts it with `masterkey seal NAME --lift`"
+
+
 class QuorumUnreachable(MasterKeyError):
     """Fewer shards or custodians than needed can ever answer."""
 
@@ -130,6 +136,12 @@ class RosterInvalid(MasterKeyError):
 
 class ConfigurationInvalid(MasterKeyError):
     """A configuration file or value is missing or wrong."""
+
+
+class BundleInvalid(MasterKeyError):
+    """A bundle that was altered, is older than what it would replace, or is of another installation."""
+
+    default_next_step = "do not use this file; get another copy and run `masterkey bundle verify` on it"
 
 
 class LedgerConflict(MasterKeyError):

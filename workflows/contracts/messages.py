@@ -90,10 +90,41 @@ class CheckDataKey(Message):
 
 
 class NoteCommit(Message):
-    """Tell a keystore worker which manifest is in force, so that it refuses what is older."""
+    """Tell a keystore worker which manifest is in force, so that it refuses what is older.
+
+    Attributes:
+        proofs: of every keystore of that protection, that it can give back its data key (`CheckResponse`).
+    """
 
     keystore: Name
     manifest: Signed
+    proofs: tuple[Signed, ...] = ()
+
+
+class NoteOrder(Message):
+    """Tell a keystore worker what a governance quorum has ordered: a lift, a retirement, or a destruction.
+
+    Attributes:
+        manifest: what the order is about; none for a lift.
+    """
+
+    keystore: Name
+    authority: Authority
+    manifest: Signed | None = None
+
+
+class StopServing(Message):
+    """Tell a keystore worker that a custodian has ordered to stop."""
+
+    keystore: Name
+    stop: Signed
+
+
+class ReportState(Message):
+    """Ask a keystore worker what it remembers."""
+
+    keystore: Name
+    nonce: Nonce
 
 
 # --- strongroom ------------------------------------------------------------------------------------------
@@ -138,6 +169,22 @@ class Release(Message):
     deks: tuple[DekAnswer, ...]
 
 
+class Reshard(Message):
+    """Ask a session to open a protection and to make another of the same MasterKey.
+
+    Attributes:
+        protection: what is opened.
+        opened: its data keys, of at least M shards.
+        deks: fresh data keys for the new shards, in order; none for those of offline keystores.
+    """
+
+    session: Nonce
+    authority: Authority
+    protection: StoredProtection
+    opened: tuple[DekAnswer, ...]
+    deks: tuple[DekAnswer, ...]
+
+
 class Delivered(Message):
     """A MasterKey encrypted to its recipient, and the strongroom's signature."""
 
@@ -158,7 +205,16 @@ class BeginCeremony(Message):
     manifest: str | None = None
     all_active: bool = False
     request: Signed | None = None
+    stop: Signed | None = None
     opened_at: Time
+
+
+class LastProof(Message):
+    """When a keystore last proved that it can give back the data key of a shard."""
+
+    manifest: str
+    index: Index
+    at: Time
 
 
 class Begun(Message):
@@ -170,6 +226,9 @@ class Begun(Message):
         protection: the protection that is to be opened, if one.
         active: all protections in force, if they were asked for.
         next_epoch: the epoch for a new protection.
+        stops: orders to stop that are in force, as they were signed.
+        releases: workflow ids of unseals that run, and of recipients that hold the MasterKey; told only to `seal`.
+        proofs: when each shard of `active` was last proven.
     """
 
     roster: str
@@ -177,6 +236,9 @@ class Begun(Message):
     protection: StoredProtection | None = None
     active: tuple[StoredProtection, ...] = ()
     next_epoch: int = 1
+    stops: tuple[Signed, ...] = ()
+    releases: tuple[str, ...] = ()
+    proofs: tuple[LastProof, ...] = ()
 
 
 class PlanMade(Message):
@@ -214,10 +276,83 @@ class Stage(Message):
 
 
 class Commit(Message):
-    """Make a staged protection the active one."""
+    """Make a staged protection the active one; the one that it replaces is retired.
+
+    Attributes:
+        retention_hours: when the ciphertexts of the retired one are destroyed; none: when that is ordered.
+    """
 
     ceremony: CeremonyId
     attempt: int
+    retention_hours: Annotated[int, Field(ge=0, le=87_600)] | None = None
+
+
+class ExecuteOrder(Message):
+    """Do in the ledger what the quorum has ordered: retire or destroy a protection, or lift stops."""
+
+    ceremony: CeremonyId
+    master_key: Name
+    action: Literal["lift", "retire", "destroy"]
+    manifest: str | None = None
+    stops: tuple[str, ...] = ()
+
+
+class RecordHolding(Message):
+    """Record that a recipient holds a MasterKey, or no more, so that a stop reaches them.
+
+    Attributes:
+        ceremony: the unseal by which they got it.
+        workflow_id: of the `HoldWorkflow` that waits for a stop on their behalf.
+        ended: the recipient's signed acknowledgement (`Ended`), if a stop ended it.
+    """
+
+    ceremony: CeremonyId
+    master_key: Name
+    workflow_id: str
+    state: Literal["began", "ended"]
+    ended: Signed | None = None
+
+
+class HoldingRecorded(Message):
+    """The stops in force: whoever begins to hold a MasterKey that is stopped, ends at once."""
+
+    stops: tuple[Signed, ...] = ()
+
+
+class ExportBundle(Message):
+    """Write the bundle to its configured places."""
+
+    ceremony: CeremonyId
+    master_key: Name
+
+
+class BundleExported(Message):
+    """Where the bundle was written; no place is configured if there is none.
+
+    Attributes:
+        digest: of the bundle's head: the last event that is in it.
+    """
+
+    places: tuple[str, ...] = ()
+    digest: str = ""
+
+
+class Collect(Message):
+    """Ask the ledger to collect what nobody needs any more."""
+
+    older_than: Time
+
+
+class Collected(Message):
+    """What was collected.
+
+    Attributes:
+        discarded: ceremonies that had left something staged.
+        destroyed: digests of retired manifests whose time had come.
+    """
+
+    discarded: tuple[str, ...] = ()
+    destroyed: tuple[str, ...] = ()
 
 
 class CloseCeremony(Message):
@@ -262,6 +397,165 @@ class UnsealRequest(Message):
     quorum_timeout_seconds: Annotated[int, Field(ge=1, le=2_592_000)] = 72 * 3600
 
 
+class ReshardRequest(Message):
+    """Start of `ReshardWorkflow`: the new topology of a MasterKey that exists.
+
+    Attributes:
+        purpose: of the new protection; the active one of that purpose, if there is one, is retired.
+        source: purpose of the protection that is opened: the same one unless given, or the only one that there is.
+        retention_hours: how long the ciphertexts of the retired one are kept; none: until destruction is ordered.
+    """
+
+    ceremony: CeremonyId
+    master_key: Name
+    mode: Mode
+    threshold: int
+    shards: tuple[ShardRequest, ...]
+    purpose: Purpose = "primary"
+    source: Purpose | None = None
+    retention_hours: Annotated[int, Field(ge=0, le=87_600)] | None = None
+    strongroom: str = ""
+    quorum_timeout_seconds: Annotated[int, Field(ge=1, le=2_592_000)] = 72 * 3600
+
+
+class RecoverRequest(Message):
+    """Start of `DisasterRecoveryWorkflow`; what is not given is proposed by the workflow.
+
+    Attributes:
+        purpose: of the protection that is to be made whole.
+        source: purpose of the protection to open; the one that can best be opened unless given.
+        replacements: keystores that may take the place of lost ones, the preferred first; every healthy one of the
+            roster that is not in use unless given.
+        shards: the whole new topology, instead of a proposal with the fewest changes.
+        mode: with `shards`: of the new protection; as before unless given.
+        threshold: of the new protection; as before unless given.
+    """
+
+    ceremony: CeremonyId
+    master_key: Name
+    purpose: Purpose = "primary"
+    source: Purpose | None = None
+    replacements: tuple[ShardRequest, ...] = ()
+    shards: tuple[ShardRequest, ...] = ()
+    mode: Mode | None = None
+    threshold: int | None = None
+    strongroom: str = ""
+    quorum_timeout_seconds: Annotated[int, Field(ge=1, le=2_592_000)] = 7 * 24 * 3600
+
+
+class ChangedPlan(Message):
+    """The update `replan` of a recovery: other wishes, for which a new plan is made and approved anew."""
+
+    source: Purpose | None = None
+    replacements: tuple[ShardRequest, ...] = ()
+    shards: tuple[ShardRequest, ...] = ()
+    mode: Mode | None = None
+    threshold: int | None = None
+
+
+class OrderRequest(Message):
+    """Start of `OrderWorkflow`: what a governance quorum orders, and that opens nothing.
+
+    Attributes:
+        action: lift all stops in force, retire an active protection, or destroy a retired one.
+        manifest: digest of the manifest to retire or destroy; none for a lift.
+    """
+
+    ceremony: CeremonyId
+    master_key: Name
+    action: Literal["lift", "retire", "destroy"]
+    manifest: str | None = None
+    strongroom: str = ""
+    quorum_timeout_seconds: Annotated[int, Field(ge=1, le=2_592_000)] = 72 * 3600
+
+
+class SealRequest(Message):
+    """Start of `SealWorkflow`: a custodian's signed stop."""
+
+    ceremony: CeremonyId
+    master_key: Name
+    stop: Signed
+    patience_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
+
+
+class HoldRequest(Message):
+    """Start of `HoldWorkflow`: a recipient that holds a MasterKey wants to hear of a stop."""
+
+    ceremony: CeremonyId
+    master_key: Name
+
+
+class CollectRequest(Message):
+    """Start of `CollectWorkflow`: collect what nobody needs any more.
+
+    Attributes:
+        grace_seconds: how long after a ceremony's end its staged leftovers are left alone.
+    """
+
+    grace_seconds: Annotated[int, Field(ge=0, le=2_592_000)] = 3600
+
+
+class SurveyRequest(Message):
+    """Start of `SurveyWorkflow`: ask keystore workers what they remember."""
+
+    keystores: tuple[Name, ...]
+
+
+class Contribution(Message):
+    """The update `contribute`: what the custodian of an offline keystore has done at their own machine.
+
+    Attributes:
+        present: they are there, and answer within seconds once a session is open.
+        check: proof that the data key can be given back (`CheckResponse`).
+        dek: the data key, encrypted to the session that was asked for it.
+    """
+
+    keystore: Name
+    present: bool = False
+    check: Signed | None = None
+    dek: DekAnswer | None = None
+
+
+class Wanted(Message):
+    """The query `wanted`: what a ceremony waits for from the custodians of offline keystores.
+
+    Attributes:
+        keystores: whoever could contribute something, now or once a session is open.
+        checks: proofs that are asked for.
+        unwraps: data keys that are asked for: their session lives for minutes.
+    """
+
+    keystores: tuple[str, ...] = ()
+    checks: tuple[CheckDataKey, ...] = ()
+    unwraps: tuple[UnwrapDataKey, ...] = ()
+
+
+class KeystoreHealth(Message):
+    """What an assessment found of one keystore.
+
+    Attributes:
+        since: when this was first seen so, in this ceremony.
+        proven: when it last proved its data key, if it ever did.
+    """
+
+    keystore: str
+    state: Literal[
+        "healthy",
+        "throttled",
+        "denied",
+        "disabled",
+        "pending-deletion",
+        "gone",
+        "unreachable",
+        "corrupt",
+        "offline",
+        "refused",
+    ]
+    detail: str = ""
+    since: Time | None = None
+    proven: Time | None = None
+
+
 class KeystoreProgress(Message):
     """How far a keystore is in this ceremony."""
 
@@ -288,6 +582,9 @@ class CeremonyStatus(Message):
     attempt: int = 0
     refused_messages: int = 0
     detail: str = ""
+    wanted: tuple[str, ...] = ()
+    health: tuple[KeystoreHealth, ...] = ()
+    changes: tuple[str, ...] = ()
 
 
 class SubmitOutcome(Message):
@@ -308,6 +605,101 @@ class InitResult(Message):
     manifest: Signed
     approved_by: tuple[str, ...]
     attempt: int
+    not_told: tuple[str, ...] = ()
+    bundles: tuple[str, ...] = ()
+
+
+class OldKey(Message):
+    """A version of a KMS key that still opens what was retired: whoever has a copy needs nothing else."""
+
+    keystore: str
+    key_id: str
+    key_version: str
+
+
+class ReshardResult(Message):
+    """Result of `ReshardWorkflow` and of `DisasterRecoveryWorkflow`.
+
+    Attributes:
+        opened_by: keystores that gave back data keys of the old protection.
+        retired: digest of the manifest that was retired, if one was.
+        old_keys: what still opens it.
+        old_keys_needed: how many of those suffice.
+        not_told: keystore workers that do not know yet that it is retired: they would still serve it.
+        bundles: where the bundle was written.
+        health: of all keystores, as assessed by a recovery.
+    """
+
+    ceremony: str
+    master_key: str
+    kcv: str
+    manifest: Signed
+    approved_by: tuple[str, ...]
+    attempt: int
+    opened_by: tuple[str, ...] = ()
+    retired: str | None = None
+    old_keys: tuple[OldKey, ...] = ()
+    old_keys_needed: int = 0
+    not_told: tuple[str, ...] = ()
+    bundles: tuple[str, ...] = ()
+    health: tuple[KeystoreHealth, ...] = ()
+    changes: tuple[str, ...] = ()
+
+
+class KeystoreTold(Message):
+    """Whether a keystore worker has heard of a stop or an order, and the keys to disable by hand if it has not."""
+
+    keystore: str
+    acknowledged: bool
+    error: str = ""
+    detail: str = ""
+    keys: tuple[str, ...] = ()
+
+
+class HolderTold(Message):
+    """Whether an unseal or a recipient's program has ended because of a stop."""
+
+    workflow: str
+    state: Literal["ended", "silent", "refused"]
+    detail: str = ""
+
+
+class OrderResult(Message):
+    """Result of `OrderWorkflow`."""
+
+    ceremony: str
+    master_key: str
+    action: str
+    approved_by: tuple[str, ...]
+    keystores: tuple[KeystoreTold, ...] = ()
+    stops: tuple[str, ...] = ()
+    manifest: str | None = None
+    old_keys: tuple[OldKey, ...] = ()
+    bundles: tuple[str, ...] = ()
+
+
+class SealResult(Message):
+    """Result of `SealWorkflow`."""
+
+    ceremony: str
+    master_key: str
+    stop: str
+    ordered_by: str
+    keystores: tuple[KeystoreTold, ...]
+    holders: tuple[HolderTold, ...]
+
+
+class HoldResult(Message):
+    """Result of `HoldWorkflow`: the stop, if one was ordered."""
+
+    stop: Signed | None = None
+
+
+class SurveyResult(Message):
+    """Result of `SurveyWorkflow`: signed `StateStatement`s, and who did not answer."""
+
+    statements: tuple[Signed, ...] = ()
+    silent: tuple[str, ...] = ()
 
 
 class UnsealResult(Message):
@@ -322,10 +714,15 @@ class UnsealResult(Message):
 
 
 class DrillRequest(Message):
-    """Start of `DrillWorkflow`; a schedule gives no ceremony, so each run makes its own."""
+    """Start of `DrillWorkflow`; a schedule gives no ceremony, so each run makes its own.
+
+    Attributes:
+        offline_seconds: how long to wait for the custodians of offline keystores to prove theirs too.
+    """
 
     master_key: Name
     ceremony: CeremonyId | None = None
+    offline_seconds: Annotated[int, Field(ge=0, le=2_592_000)] = 0
 
 
 class ShardHealth(Message):
@@ -335,6 +732,8 @@ class ShardHealth(Message):
         opens: the keystore proved that it can give back the DEK, and the stored bytes are those of the manifest.
         error: name of the error if not.
         detail: the error in one line, with what to do next.
+        offline: the keystore is offline, and its custodian was not asked now: it opens as far as is known.
+        proven: when it last proved its data key.
     """
 
     index: Index
@@ -343,6 +742,8 @@ class ShardHealth(Message):
     opens: bool
     error: str = ""
     detail: str = ""
+    offline: bool = False
+    proven: Time | None = None
 
 
 class ProtectionHealth(Message):
@@ -403,6 +804,7 @@ class ProtectionSummary(Message):
 
     manifest: Signed
     status: str
+    destroy_after: str | None = None
 
 
 class Report(Message):
@@ -411,6 +813,7 @@ class Report(Message):
     protections: tuple[ProtectionSummary, ...] = ()
     ceremonies: tuple[CeremonySummary, ...] = ()
     drills: tuple[DrillResult, ...] = ()
+    stops: tuple[Signed, ...] = ()
     events: int = 0
     head: str = ""
 

@@ -24,11 +24,15 @@ GENERATE_DATA_KEY = "generate_data_key"
 UNWRAP_DATA_KEY = "unwrap_data_key"
 CHECK_DATA_KEY = "check_data_key"
 NOTE_COMMIT = "note_commit"
+NOTE_ORDER = "note_order"
+STOP_SERVING = "stop_serving"
+REPORT_STATE = "report_state"
 # Activities of a strongroom.
 OPEN_SESSION = "open_session"
 HOLD_SESSION = "hold_session"
 PROTECT = "protect"
 RELEASE = "release"
+RESHARD = "reshard"
 # Activities of the orchestrator, over the ledger.
 BEGIN_CEREMONY = "begin_ceremony"
 RECORD_PLAN = "record_plan"
@@ -37,12 +41,16 @@ STAGE_PROTECTION = "stage_protection"
 COMMIT_PROTECTION = "commit_protection"
 CLOSE_CEREMONY = "close_ceremony"
 READ_REPORT = "read_report"
+EXECUTE_ORDER = "execute_order"
+RECORD_HOLDING = "record_holding"
+EXPORT_BUNDLE = "export_bundle"
+COLLECT = "collect"
 
 DRILL_FINISHED = "drill-finished"
 """Type of the event that carries a drill's result."""
 
 _CEREMONY = re.compile(r"^([a-z0-9][a-z0-9-]{0,62})\.([a-z]+)\.[0-9a-f]{12}$")
-CHANGING: tuple[str, ...] = ("init",)
+CHANGING: tuple[str, ...] = ("init", "reshard", "recover", "retire", "destroy")
 """Actions that change a MasterKey: at most one such ceremony runs at a time."""
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
-from workflows.contracts.canonical import Digest, Document, Fingerprint, Message, Name, Part, Time
+from workflows.contracts.canonical import Digest, Document, Fingerprint, Message, Name, Part, Time, digest, later
 from workflows.contracts.errors import ApprovalInvalid, PlanInvalid, RosterInvalid
 from workflows.contracts.signatures import check, fingerprint, normal_public_key
 
@@ -26,6 +26,8 @@ def _ed25519(text: str) -> str:
 
 
 IdentityLine = Annotated[PublicKeyLine, AfterValidator(_ed25519)]
+AgeRecipient = Annotated[str, StringConstraints(pattern=r"^age1(pq1)?[02-9ac-hj-np-z]{8,2100}$")]
+"""Bech32 of an age recipient (https://age-encryption.org/v1); whether a key can be made of it, its user finds out."""
 ANY = "*"
 """In a governance entry: every MasterKey that has no entry of its own."""
 
@@ -56,11 +58,23 @@ class Recipient(Part):
 
 
 class KeystoreWorker(Part):
-    """The identity of a keystore's worker, and the custodians of its shards unless a plan names others."""
+    """The identity of a keystore's worker, and the custodians of its shards unless a plan names others.
+
+    Attributes:
+        offline: for a keystore without a worker that waits: the age recipient (`age1...`) that data keys are
+            encrypted to. Its custodian keeps the age identity, and the identity key, and answers by
+            `masterkey contribute`.
+    """
 
     name: Name
     public_key: IdentityLine
     custodians: tuple[Name, ...] = ()
+    offline: AgeRecipient | None = later()
+
+    @property
+    def offline_key_id(self) -> str:
+        """The id of an offline keystore's key: a digest of its age recipient."""
+        return f"age:{digest((self.offline or '').encode())}"
 
     @property
     def fingerprint(self) -> str:
