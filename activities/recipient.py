@@ -17,7 +17,7 @@ from activities.strongroom.hpke import PrivateKey
 from activities.strongroom.process import Channel
 from workflows.contracts.authority import CLOCK_SKEW, MAXIMUM_CEREMONY, check_manifest
 from workflows.contracts.canonical import Message, Signed, decode64, digest, seconds
-from workflows.contracts.documents import SUITE, Delivery, Manifest, RecipientRequest, delivery_info
+from workflows.contracts.documents import SUITE, Delivery, Ended, Manifest, RecipientRequest, delivery_info
 from workflows.contracts.errors import ApprovalInvalid, CiphertextInvalid, ManifestInvalid
 from workflows.contracts.messages import Delivered
 from workflows.contracts.roster import RosterChain
@@ -25,6 +25,8 @@ from workflows.contracts.signatures import open_signed
 
 TARGET = "activities.recipient:serve"
 """What a recipient's one-shot process runs."""
+ACKNOWLEDGE = "activities.recipient:acknowledge"
+"""What the process runs that says, signed, that a program has ended."""
 
 
 class Terms(Message):
@@ -48,6 +50,30 @@ class Handover(Message):
     """The delivery; the descriptor to write to follows it on the same pipe."""
 
     delivered: Delivered
+
+
+class EndedTerms(Message):
+    """What is acknowledged: the program that held this MasterKey has ended because of this stop."""
+
+    identity: str
+    master_key: str
+    ceremony: str
+    stop: str
+    time: datetime
+
+
+def acknowledge(channel: Channel) -> None:
+    """Sign that a program has ended (`Ended`): terms in, signed document out."""
+    terms = EndedTerms.model_validate_json(channel.receive())
+    identity = Identity.load(Path(terms.identity))
+    ended = Ended(
+        master_key=terms.master_key,
+        ceremony=terms.ceremony,
+        stop=terms.stop,
+        recipient=identity.fingerprint,
+        time=terms.time,
+    )
+    channel.send(identity.sign(ended).model_dump_json().encode())
 
 
 def serve(channel: Channel) -> None:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from activities.identity import Identity, generate_identity
 from activities.keystores.base import Context, KeyRef, Keystore, WrappedKey, context_bytes
-from activities.keystores.datakey import Desk, KeystoreTerms
+from activities.keystores.desk import Desk, KeystoreTerms
 from activities.keystores.state import StateDirectory
 from activities.roster import RosterSource
 from workers.ssh import sign_with_key

@@ -6,8 +6,10 @@ Arguments are validated here: bad start arguments would hang a workflow rather t
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ from temporalio.client import (
     Client,
     Schedule,
     ScheduleActionStartWorkflow,
+    ScheduleAlreadyRunningError,
     ScheduleIntervalSpec,
     ScheduleSpec,
     WorkflowFailureError,
@@ -26,21 +29,42 @@ from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlre
 from temporalio.service import RPCError, RPCStatusCode
 
 from workflows.contracts import names
-from workflows.contracts.canonical import Message, Signed
-from workflows.contracts.errors import CeremonyEnded, MasterKeyError, NotKnown, PlanInvalid
+from workflows.contracts.canonical import Message, Signed, digest
+from workflows.contracts.documents import StateStatement
+from workflows.contracts.errors import (
+    ApprovalInvalid,
+    CeremonyEnded,
+    ManifestInvalid,
+    MasterKeyError,
+    NotKnown,
+    PlanInvalid,
+)
 from workflows.contracts.messages import (
     CeremonyStatus,
+    ChangedPlan,
+    CollectRequest,
     DrillRequest,
+    HoldRequest,
     InitRequest,
+    OrderRequest,
+    RecoverRequest,
     Report,
     ReportRequest,
+    ReshardRequest,
+    SealRequest,
     SubmitOutcome,
+    SurveyRequest,
+    SurveyResult,
     UnsealRequest,
 )
+from workflows.contracts.roster import RosterChain
+from workflows.contracts.signatures import open_signed
 from workflows.failures import from_failure
 
 M = TypeVar("M", bound=Message)
+R = TypeVar("R")
 
+_COLLECTOR = "masterkey-collector"
 _POLL_SECONDS = 0.5
 _ASK_AGAIN_SECONDS = 1.5
 _RPC_TIMEOUT = timedelta(seconds=10)
@@ -48,9 +72,10 @@ _ENDS = ("done", "refused", "failed", "expired")
 _BUSY = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.DEADLINE_EXCEEDED)
 
 
-async def start(
-    client: Client, workflow: str, request: InitRequest | UnsealRequest | DrillRequest
-) -> WorkflowHandle[Any, Any]:
+Request = InitRequest | UnsealRequest | DrillRequest | ReshardRequest | RecoverRequest | OrderRequest | SealRequest
+
+
+async def start(client: Client, workflow: str, request: Request) -> WorkflowHandle[Any, Any]:
     """Start a ceremony; at most one that changes a MasterKey runs at a time.
 
     Raises:
@@ -132,16 +157,25 @@ async def submit(client: Client, ceremony_id: str, signed: Signed) -> SubmitOutc
     Raises:
         ApprovalInvalid, CeremonyEnded: why it does not count.
     """
-    handle = await ceremony(client, ceremony_id)
+    return await update(await ceremony(client, ceremony_id), "submit", signed, SubmitOutcome)
+
+
+async def update(handle: WorkflowHandle[Any, Any], name: str, message: Message, result: type[R]) -> R:
+    """Send an update to a ceremony, again where the server could not take it at that moment.
+
+    Raises:
+        CeremonyEnded: the ceremony is over.
+        MasterKeyError: why it was refused.
+    """
     for pause in (0.2, 0.5, 1.0, 2.0, None):
         try:
-            outcome: SubmitOutcome = await handle.execute_update("submit", signed, result_type=SubmitOutcome)
-            return outcome
+            answer: R = await handle.execute_update(name, message, result_type=result)
+            return answer
         except WorkflowUpdateFailedError as error:
             raise from_failure(error.cause) from None
         except RPCError as error:
             if error.status == RPCStatusCode.NOT_FOUND:
-                raise CeremonyEnded(f"ceremony {ceremony_id} is over; nothing was changed") from None
+                raise CeremonyEnded("the ceremony is over; nothing was changed") from None
             # A workflow task or a continue-as-new was in the way: the state deduplicates, so try again.
             if pause is None or error.status not in _BUSY:
                 raise
@@ -226,6 +260,92 @@ async def unschedule_drill(client: Client, master_key: str) -> None:
     except RPCError as error:
         if error.status != RPCStatusCode.NOT_FOUND:
             raise
+
+
+async def replan(client: Client, ceremony_id: str, wish: ChangedPlan) -> str:
+    """Give a recovery that waits another plan; answers with its phase. Raises as `update`."""
+    return await update(await ceremony(client, ceremony_id), "replan", wish, str)
+
+
+async def hold(client: Client, request: HoldRequest) -> WorkflowHandle[Any, Any]:
+    """Let a recipient that holds a MasterKey hear of a stop: the result is one, or comes when it has let go."""
+    return await client.start_workflow(
+        "HoldWorkflow",
+        request,
+        id=names.hold_id(request.ceremony),
+        task_queue=names.ORCHESTRATOR_QUEUE,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+    )
+
+
+@dataclass(frozen=True)
+class Served:
+    """What keystore workers say that they still serve.
+
+    Attributes:
+        master_keys: for each MasterKey, its key check value and the lowest epoch served of each purpose: the highest
+            that any of them said.
+        asked: who answered.
+        silent: who did not.
+    """
+
+    master_keys: Mapping[str, tuple[str, Mapping[str, int]]]
+    asked: tuple[str, ...]
+    silent: tuple[str, ...]
+
+
+async def ask_keystores(client: Client, chain: RosterChain) -> Served:
+    """What the keystore workers of the roster remember, each in its own signed words over a fresh nonce.
+
+    Raises:
+        ApprovalInvalid: an answer is not signed by that keystore's worker, or is an old one.
+        ManifestInvalid: two remember different MasterKeys by the same name.
+    """
+    keystores = {one.name: one.fingerprint for one in chain.current.keystores if one.offline is None}
+    nonce = secrets.token_hex(16)
+    found: SurveyResult = await client.execute_workflow(
+        "SurveyWorkflow",
+        SurveyRequest(keystores=tuple(keystores), nonce=nonce),
+        id=f"masterkey-survey/{nonce}",
+        task_queue=names.ORCHESTRATOR_QUEUE,
+        result_type=SurveyResult,
+        execution_timeout=timedelta(minutes=2),
+    )
+    served: dict[str, tuple[str, dict[str, int]]] = {}
+    answered = []
+    for signed in found.statements:
+        statement, signer = open_signed(StateStatement, signed)
+        if keystores.get(statement.keystore) != signer or statement.about != digest(bytes.fromhex(nonce)):
+            raise ApprovalInvalid(f"{statement.keystore} did not sign what it is said to remember")
+        answered.append(statement.keystore)
+        for entry in statement.master_keys:
+            kcv, epochs = served.setdefault(entry.master_key, (entry.kcv, {}))
+            if entry.kcv and kcv and entry.kcv != kcv:
+                raise ManifestInvalid(
+                    f"two keystores remember different MasterKeys named {entry.master_key}",
+                    next_step="find out which of their state directories was tampered with or mixed up",
+                )
+            for purpose, epoch in entry.epochs.items():
+                epochs[purpose] = max(epoch, epochs.get(purpose, 0))
+            served[entry.master_key] = (kcv or entry.kcv, epochs)
+    return Served(served, tuple(sorted(answered)), tuple(sorted(set(keystores) - set(answered))))
+
+
+async def schedule_collector(client: Client) -> None:
+    """Collect leftovers every hour, from the first orchestrator's start on; harmless if that is scheduled."""
+    try:
+        await client.create_schedule(
+            _COLLECTOR,
+            Schedule(
+                action=ScheduleActionStartWorkflow(
+                    "CollectWorkflow", CollectRequest(), id=_COLLECTOR, task_queue=names.ORCHESTRATOR_QUEUE
+                ),
+                spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=timedelta(hours=1))]),
+            ),
+        )
+    except ScheduleAlreadyRunningError:
+        return
 
 
 def _schedule_id(master_key: str) -> str:

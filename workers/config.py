@@ -21,10 +21,12 @@ from workflows.contracts.documents import Check, Mode
 from workflows.contracts.errors import ConfigurationInvalid
 
 if TYPE_CHECKING:
-    from activities.keystores.datakey import KeystoreTerms
+    from activities.keystores.desk import KeystoreTerms
 
 _PREFIX = "MASTERKEY_"
 _PINNED = ("ROSTER", "RECIPIENT__KCV")
+_FILES = ("ca_file", "identity_file", "jwt_file", "passphrase_file", "pin_file", "secret_id_file", "token_file")
+"""Settings of keystores that are paths."""
 
 
 class Section(BaseModel):
@@ -191,7 +193,7 @@ class Configuration(BaseSettings):
             ConfigurationInvalid: there is no such section, or a key in it is wrong.
         """
         # Here and not above: only a keystore's worker needs them, and every command loads a configuration.
-        from activities.keystores.datakey import KeystoreTerms
+        from activities.keystores.desk import KeystoreTerms
         from activities.keystores.registry import parse_settings
 
         section = self.keystores.get(name)
@@ -199,7 +201,7 @@ class Configuration(BaseSettings):
             known = ", ".join(sorted(self.keystores)) or "none"
             raise ConfigurationInvalid(f"{self.source}: [keystores.{name}] is missing (there are: {known})")
         table = section.settings()
-        for key in ("ca_file", "token_file", "pin_file", "secret_id_file", "jwt_file"):
+        for key in _FILES:
             if isinstance(table.get(key), str):
                 table[key] = str(self.path(Path(table[key])))
         try:

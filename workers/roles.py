@@ -31,17 +31,35 @@ from activities.keystores.activities import KeystoreActivities
 from activities.strongroom.activities import TARGET as STRONGROOM_TARGET
 from activities.strongroom.activities import StrongroomActivities
 from activities.strongroom.process import Pool
+from workers import ceremony_client
 from workers.config import Configuration
 from workers.connection import connect
 from workflows.contracts import names
 from workflows.contracts.errors import ConfigurationInvalid
 from workflows.contracts.signatures import fingerprint
 from workflows.drill import DrillWorkflow
+from workflows.housekeeping import CollectWorkflow, SurveyWorkflow
 from workflows.init import InitWorkflow
+from workflows.order import OrderWorkflow
+from workflows.recover import DisasterRecoveryWorkflow
 from workflows.report import ReportWorkflow
+from workflows.reshard import ReshardWorkflow
+from workflows.seal import HoldWorkflow, SealWorkflow
 from workflows.unseal import UnsealWorkflow
 
-WORKFLOWS = (InitWorkflow, UnsealWorkflow, DrillWorkflow, ReportWorkflow)
+WORKFLOWS = (
+    InitWorkflow,
+    UnsealWorkflow,
+    SealWorkflow,
+    HoldWorkflow,
+    OrderWorkflow,
+    ReshardWorkflow,
+    DisasterRecoveryWorkflow,
+    DrillWorkflow,
+    CollectWorkflow,
+    SurveyWorkflow,
+    ReportWorkflow,
+)
 PASSED_THROUGH = (
     "annotated_types",
     "cryptography",
@@ -49,14 +67,22 @@ PASSED_THROUGH = (
     "pydantic_core",
     "rfc8785",
     "sshsig",
+    "workflows.assessment",
     "workflows.ceremony",
     "workflows.concurrency",
     "workflows.contracts",
+    "workflows.contributing",
     "workflows.failures",
     "workflows.keystore_calls",
+    "workflows.opening",
     "workflows.proof",
+    "workflows.proposal",
+    "workflows.protecting",
     "workflows.quorum",
+    "workflows.resharding",
     "workflows.sessions",
+    "workflows.stopping",
+    "workflows.telling",
 )
 """Modules that the workflow sandbox shares with the process: pure, and costly or impossible to import again.
 
@@ -87,6 +113,7 @@ async def run_orchestrator(configuration: Configuration) -> None:
     ledger.check()
     client = await connect(_metrics(configuration))
     await _check_search_attributes(client)
+    await ceremony_client.schedule_collector(client)
     with ThreadPoolExecutor(max_workers=8, thread_name_prefix="ledger") as threads:
         activities = LedgerActivities(ledger, roster)
         worker = Worker(

@@ -36,6 +36,7 @@ with workflow.unsafe.imports_passed_through():
         CeremonyStatus,
         CloseCeremony,
         Event,
+        KeystoreHealth,
         KeystoreProgress,
         PlanMade,
         RecordEvents,
@@ -66,10 +67,14 @@ class Ceremony:
         self.plan: Plan | None = None
         self.quorum: Quorum | None = None
         self.keystores: dict[str, KeystoreProgress] = {}
+        self.changes: tuple[str, ...] = ()
+        """What the plan changes, in words."""
         self._excluded: set[int] = set()
         self._events: list[Event] = []
         self._refusals = 0
         self._changes = 0
+        self._working: asyncio.Future[Any] | None = None
+        self._interruption: MasterKeyError | None = None
 
     # --- messages ------------------------------------------------------------------------------------
 
@@ -113,14 +118,29 @@ class Ceremony:
             attempt=self.attempt,
             refused_messages=self._refusals,
             detail=self.detail,
+            wanted=self.wanted_of(),
+            health=self.health(),
+            changes=self.changes,
         )
+
+    def wanted_of(self) -> tuple[str, ...]:
+        """Offline keystores whose custodians could contribute something."""
+        return ()
+
+    def health(self) -> tuple[KeystoreHealth, ...]:
+        """How the keystores are, as far as this ceremony has assessed it."""
+        return ()
 
     def _open_quorum(self) -> Quorum:
         if self.quorum is None:
             raise CeremonyEnded("this ceremony asks nobody, or not yet", next_step="look at `masterkey ceremony show`")
-        if self.phase in ("done", "refused", "failed", "expired"):
-            raise CeremonyEnded(f"this ceremony is over ({self.phase}); nothing was changed")
+        self.check_open()
         return self.quorum
+
+    def check_open(self) -> None:
+        """Raise CeremonyEnded when this ceremony is over."""
+        if self.phase in ENDS:
+            raise CeremonyEnded(f"this ceremony is over ({self.phase}); nothing was changed")
 
     def _accept(self, signed: Signed) -> SubmitOutcome:
         outcome = self._open_quorum().add(signed, self.now())
@@ -163,8 +183,10 @@ class Ceremony:
                 RecordEvents(ceremony=self.ceremony, master_key=self.master_key, phase=phase, events=events),
             )
 
-    async def ledger(self, activity: str, request: Message, result: type[M] | None = None) -> M:
-        """An activity of the orchestrator over the ledger; retried until the ledger is back.
+    async def ledger(
+        self, activity: str, request: Message, result: type[M] | None = None, *, patience: timedelta | None = None
+    ) -> M:
+        """An activity of the orchestrator over the ledger; retried until the ledger is back, or patience is over.
 
         Raises:
             MasterKeyError: the ledger refused.
@@ -175,6 +197,7 @@ class Ceremony:
                 request,
                 result_type=result,
                 start_to_close_timeout=_LEDGER_TIMEOUT,
+                schedule_to_close_timeout=patience,
                 retry_policy=_LEDGER_RETRY,
             )
         except ActivityError as error:
@@ -182,7 +205,12 @@ class Ceremony:
         return answer
 
     async def begin(
-        self, manifest: str | None = None, request: Signed | None = None, *, all_active: bool = False
+        self,
+        manifest: str | None = None,
+        request: Signed | None = None,
+        *,
+        all_active: bool = False,
+        stop: Signed | None = None,
     ) -> Begun:
         """Open this ceremony in the ledger, and get what its plan is made from."""
         begun = await self.ledger(
@@ -195,6 +223,7 @@ class Ceremony:
                 manifest=manifest,
                 all_active=all_active,
                 request=request,
+                stop=stop,
                 opened_at=self.now(),
             ),
             Begun,
@@ -247,18 +276,32 @@ class Ceremony:
                 names.PHASE.value_set(self.phase),
             ]
         )
+        self._working = working = asyncio.ensure_future(work())
+        if self._interruption is not None:
+            working.cancel()
         try:
-            return await work()
+            return await working
         except MasterKeyError as error:
-            outcome = _OUTCOMES.get(type(error).__name__, "failed")
-            self.event("ended", "ceremony-failed", error=type(error).__name__, reason=error.message)
-            await self._close_if_possible(outcome, error.diagnostics)
+            await self._fail(error)
             raise as_failure(error) from None
         except asyncio.CancelledError:
+            if self._interruption is not None:
+                await self._fail(self._interruption)
+                raise as_failure(self._interruption) from None
             # Cleaning up is shielded: the cancellation has done its work by ending `work`.
             self.event("ended", "ceremony-cancelled")
             await asyncio.shield(asyncio.ensure_future(self._close_if_possible("refused", "cancelled by an operator")))
             raise
+
+    def interrupt(self, error: MasterKeyError) -> None:
+        """End the ceremony's work with an error, wherever it is; too late where nothing may be left half done."""
+        self._interruption = self._interruption or error
+        if self._working is not None:
+            self._working.cancel()
+
+    async def _fail(self, error: MasterKeyError) -> None:
+        self.event("ended", "ceremony-failed", error=type(error).__name__, reason=error.message)
+        await self._close_if_possible(_OUTCOMES.get(type(error).__name__, "failed"), error.diagnostics)
 
     async def to_its_end(self, tail: Awaitable[T]) -> T:
         """Do what must not be left half done: a cancellation comes too late by now, and changes nothing."""
@@ -288,6 +331,7 @@ class Ceremony:
         quorum, plan = self._open_quorum(), self.plan
         assert plan is not None  # noqa: S101 - there is no quorum without a plan
         await self.enter(phase, flush=True)
+        self.check_course()
         while not quorum.reached(self.now(), self._excluded):
             if quorum.unreachable():
                 who = ", ".join(quorum.rejected_by)
@@ -295,7 +339,15 @@ class Ceremony:
             if self.now() >= plan.expires:
                 raise DeadlinePassed(f"the deadline passed; still needed: {quorum.needed(self.now())}")
             await self.sleep_until_change(plan.expires)
+            self.check_course()
         await self.enter(phase, flush=True)
+
+    def check_course(self) -> None:
+        """Called around every wait; raises what makes this ceremony go another way."""
+
+    def changed(self) -> None:
+        """Wake whoever sleeps until something changes."""
+        self._changes += 1
 
     async def sleep_until_change(self, until: datetime) -> None:
         """Sleep until a decision arrives, an approval expires, or `until`."""
@@ -342,7 +394,10 @@ _OUTCOMES = {
     "ManifestInvalid": "refused",
     "PlanInvalid": "refused",
     "NameTaken": "refused",
+    "Stopped": "refused",
 }
+ENDS = ("done", "refused", "failed", "expired")
+"""The phases in which a ceremony is over."""
 
 
 def parse_request(signed: Signed) -> RecipientRequest:

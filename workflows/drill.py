@@ -8,26 +8,29 @@ workers verify. Runs on demand and on a Temporal Schedule; its result is an even
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from workflows.contracts import names
-    from workflows.contracts.canonical import decode64, digest
+    from workflows.contracts.canonical import Signed, decode64, digest
     from workflows.contracts.documents import Manifest
-    from workflows.contracts.errors import CiphertextInvalid, MasterKeyError
+    from workflows.contracts.errors import CiphertextInvalid, KeystoreUnavailable, MasterKeyError
     from workflows.contracts.messages import (
+        CheckDataKey,
         DrillRequest,
         DrillResult,
         ProtectionHealth,
         ShardHealth,
         StoredProtection,
+        StoredShard,
     )
     from workflows.contracts.roster import Roster
 
-from workflows.ceremony import Ceremony
 from workflows.concurrency import gather
+from workflows.contributing import Contributing
 from workflows.proof import prove_data_key
 
 _PATIENCE = timedelta(seconds=60)
@@ -35,22 +38,28 @@ _ATTEMPTS = 3
 
 
 @workflow.defn
-class DrillWorkflow(Ceremony):
+class DrillWorkflow(Contributing):
     """One drill of all active protections of one MasterKey."""
 
     @workflow.init
     def __init__(self, request: DrillRequest) -> None:
         own = f"{request.master_key}.drill.{workflow.info().run_id.replace('-', '')[:12]}"
         super().__init__(request.ceremony or own, "drill", request.master_key)
+        self._offline_patience = timedelta(0)
+        self._proven: dict[tuple[str, int], datetime] = {}
 
     @workflow.run
     async def run(self, request: DrillRequest) -> DrillResult:
         """Ask every keystore and report; a shard that does not open is a result, not a failure."""
-        return await self.run_to_the_end(self._work)
+        self._offline_patience = timedelta(seconds=request.offline_seconds)
+        return await self.run_to_the_end(self._drill)
 
-    async def _work(self) -> DrillResult:
+    async def _drill(self) -> DrillResult:
         begun = await self.begin(all_active=True)
         roster = Roster.parse(begun.roster.encode())
+        self._proven = {(one.manifest, one.index): one.at for one in begun.proofs}
+        for stored in begun.active:
+            self.know_offline(roster, [row.keystore for row in stored.shards])
         await self.enter("drilling")
         protections = await gather([self._protection(stored, roster) for stored in begun.active])
         result = DrillResult(
@@ -80,21 +89,29 @@ class DrillWorkflow(Ceremony):
 
     async def _shard(self, stored: StoredProtection, manifest: Manifest, index: int, roster: Roster) -> ShardHealth:
         row, described = stored.shards[index - 1], manifest.shards[index - 1]
+        proven = self._proven.get((stored.manifest.digest, index))
+        offline = self.is_offline(row.keystore)
         self.progress(row.keystore, "asked")
         try:
             if digest(decode64(row.nonce) + decode64(row.ciphertext)) != described.ciphertext_hash:
                 raise CiphertextInvalid(f"the stored shard {index} was altered or swapped", subject=row.keystore)
-            signed = await prove_data_key(stored, index, roster, patience=_PATIENCE, attempts=_ATTEMPTS)
+            if offline and not self._offline_patience:
+                # It opens as far as is known: it was proven before it was committed.
+                self.progress(row.keystore, "waiting")
+                return _health(row, opens=True, offline=True, proven=proven)
+            signed = await prove_data_key(
+                stored,
+                index,
+                roster,
+                patience=_PATIENCE,
+                attempts=_ATTEMPTS,
+                ask=self._custodian if offline else None,
+            )
         except MasterKeyError as error:
             self.progress(row.keystore, "failed", error)
-            return ShardHealth(
-                index=index,
-                keystore=row.keystore,
-                key_id=row.key_id,
-                opens=False,
-                error=type(error).__name__,
-                detail=error.diagnostics,
-            )
+            if offline and isinstance(error, KeystoreUnavailable):
+                return _health(row, opens=True, offline=True, proven=proven, detail=error.diagnostics)
+            return _health(row, opens=False, error=type(error).__name__, detail=error.diagnostics, proven=proven)
         self.progress(row.keystore, "answered")
         self.event(
             f"proven.{stored.manifest.digest[7:19]}.{index}",
@@ -103,7 +120,10 @@ class DrillWorkflow(Ceremony):
             document=signed.document,
             signature=signed.signature,
         )
-        return ShardHealth(index=index, keystore=row.keystore, key_id=row.key_id, opens=True)
+        return _health(row, opens=True, proven=self.now())
+
+    async def _custodian(self, request: CheckDataKey) -> Signed:
+        return await self.ask_for_proof(request, self.now() + self._offline_patience)
 
     def _measure(self, result: DrillResult) -> None:
         meter = workflow.metric_meter().with_additional_attributes({"master_key": self.master_key})
@@ -114,6 +134,10 @@ class DrillWorkflow(Ceremony):
         ).set(max(result.spare, 0))
 
 
+def _health(row: StoredShard, *, opens: bool, **more: Any) -> ShardHealth:
+    return ShardHealth(index=row.index, keystore=row.keystore, key_id=row.key_id, opens=opens, **more)
+
+
 def summary(result: DrillResult) -> str:
     """A drill's result in one line."""
     shards = [shard for protection in result.protections for shard in protection.shards]
@@ -122,6 +146,8 @@ def summary(result: DrillResult) -> str:
         outlook = "the MasterKey cannot be recovered at this moment"
     else:
         outlook = f"{result.spare} more keystores may fail before the MasterKey is unrecoverable"
+    if offline := sum(shard.offline for shard in shards):
+        outlook += f" ({offline} offline, at their custodians' last word)"
     if not closed:
         return f"all {len(shards)} shards open; {outlook}"
     return f"{len(closed)} of {len(shards)} shards do not open ({', '.join(closed)}); {outlook}"

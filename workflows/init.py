@@ -13,48 +13,27 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from workflows.contracts import names
-    from workflows.contracts.authority import check_target
-    from workflows.contracts.canonical import Message, Signed
-    from workflows.contracts.documents import (
-        KeyDescription,
-        Manifest,
-        Plan,
-        Target,
-        TargetShard,
-    )
-    from workflows.contracts.errors import ApprovalInvalid, KeystoreError, MasterKeyError, PlanInvalid, SessionLost
+    from workflows.contracts.canonical import Signed
+    from workflows.contracts.documents import Manifest, Plan, Target
+    from workflows.contracts.errors import KeystoreError, SessionLost
     from workflows.contracts.messages import (
-        Commit,
-        DekAnswer,
-        DescribeKey,
-        GenerateDataKey,
         InitRequest,
         InitResult,
-        NoteCommit,
         Protect,
         SessionOpened,
-        ShardRequest,
-        Stage,
         StoredProtection,
     )
     from workflows.contracts.roster import Roster, Strongroom
-    from workflows.contracts.signatures import open_signed
 
-from workflows.ceremony import Ceremony
-from workflows.concurrency import gather
-from workflows.keystore_calls import call_keystore
-from workflows.proof import prove_data_key
+from workflows.protecting import Protecting, Topology, choose_strongroom
 from workflows.quorum import Quorum
 from workflows.sessions import use_session, with_session
 
-_DESCRIBE_PATIENCE = timedelta(seconds=30)
-_PROTECT_PATIENCE = timedelta(seconds=90)
-_NOTE_PATIENCE = timedelta(seconds=60)
 _ATTEMPTS = 5
 
 
 @workflow.defn
-class InitWorkflow(Ceremony):
+class InitWorkflow(Protecting):
     """The creation of one MasterKey."""
 
     @workflow.init
@@ -65,13 +44,20 @@ class InitWorkflow(Ceremony):
     @workflow.run
     async def run(self, request: InitRequest) -> InitResult:
         """Plan, gather the quorum, protect, prove, commit; fails with the type of one of our errors."""
-        return await self.run_to_the_end(self._work)
+        return await self.run_to_the_end(self._init)
 
-    async def _work(self) -> InitResult:
-        begun = await self.begin()
+    async def _init(self) -> InitResult:
+        begun, request = await self.begin(), self._request
         roster = Roster.parse(begun.roster.encode())
-        strongroom = self._strongroom(roster)
-        target = await self._target(roster, begun.next_epoch)
+        strongroom = choose_strongroom(roster, request.strongroom)
+        topology = Topology(
+            mode=request.mode,
+            threshold=request.threshold,
+            shards=request.shards,
+            purpose=request.purpose,
+            epoch=begun.next_epoch,
+        )
+        target = await self.plan_target(topology, roster)
         plan = Plan(
             action="init",
             master_key=self.master_key,
@@ -83,20 +69,23 @@ class InitWorkflow(Ceremony):
             strongroom=strongroom.fingerprint,
             roster=begun.roster_digest,
             created=self.now(),
-            expires=self.now() + timedelta(seconds=self._request.quorum_timeout_seconds),
+            expires=self.now() + timedelta(seconds=request.quorum_timeout_seconds),
         )
         self.quorum = Quorum(plan, roster, custody=(), threshold=0)
         await self.record_plan(plan, "quorum")
         await self.wait_for_quorum("quorum")
         stored = await self._protect_until_done(plan, target, strongroom)
-        await self.enter("proving")
-        await self._prove(stored, roster)
+        await self.enter("proving", flush=True)
+        proofs = await self.prove(stored, roster, plan)
         await self.enter("committing", flush=True)
-        return await self.to_its_end(self._commit(stored, self.quorum))
+        return await self.to_its_end(self._commit(stored, proofs, roster, self.quorum))
 
-    async def _commit(self, stored: StoredProtection, quorum: Quorum) -> InitResult:
-        await self.ledger(names.COMMIT_PROTECTION, Commit(ceremony=self.ceremony, attempt=self.attempt))
-        await self._note_commit(stored)
+    async def _commit(
+        self, stored: StoredProtection, proofs: tuple[Signed, ...], roster: Roster, quorum: Quorum
+    ) -> InitResult:
+        await self.commit()
+        not_told = await self.tell_of_commit(stored, proofs, [row.keystore for row in stored.shards], roster)
+        bundles = await self.export_bundle()
         manifest = Manifest.parse(stored.manifest.document.encode())
         await self.close("done", f"{self.master_key} is protected; KCV {manifest.kcv}")
         return InitResult(
@@ -106,69 +95,9 @@ class InitWorkflow(Ceremony):
             manifest=stored.manifest,
             approved_by=quorum.approved_by,
             attempt=self.attempt,
+            not_told=not_told,
+            bundles=bundles,
         )
-
-    def _strongroom(self, roster: Roster) -> Strongroom:
-        wanted = self._request.strongroom or (roster.strongrooms[0].name if roster.strongrooms else "")
-        strongroom = roster.strongroom(wanted)
-        if strongroom is None:
-            raise PlanInvalid(f"the roster has no strongroom {wanted!r}", next_step="see `masterkey roster show`")
-        return strongroom
-
-    async def _target(self, roster: Roster, epoch: int) -> Target:
-        request = self._request
-        for shard in request.shards:
-            if roster.keystore(shard.keystore) is None:
-                raise PlanInvalid(f"keystore {shard.keystore} is not in the roster", subject=shard.keystore)
-        # The numbers are checked before anybody is asked, with stand-ins for the key ids to come.
-        check_target(self._topology(roster, epoch, [s.keystore for s in request.shards]), self.master_key, roster)
-        described = await gather([self._describe(shard, roster) for shard in request.shards])
-        target = self._topology(roster, epoch, [key.key_id for key in described])
-        check_target(target, self.master_key, roster)
-        return target
-
-    def _topology(self, roster: Roster, epoch: int, key_ids: list[str]) -> Target:
-        request, shards = self._request, []
-        if not 1 <= len(request.shards) <= 255 or not 1 <= request.threshold <= 255:
-            raise PlanInvalid(f"{request.threshold} of {len(request.shards)} shards: both must be 1 to 255")
-        for index, (wanted, key_id) in enumerate(zip(request.shards, key_ids, strict=True), start=1):
-            usual = roster.keystore(wanted.keystore)
-            custodians = wanted.custodians or (usual.custodians if usual else ())
-            shards.append(
-                TargetShard(
-                    index=index,
-                    keystore=wanted.keystore,
-                    key_id=key_id,
-                    custodians=custodians if request.mode == "sss" else (),
-                )
-            )
-        return Target(
-            purpose=request.purpose,
-            mode=request.mode,
-            epoch=epoch,
-            threshold=request.threshold,
-            count=len(shards),
-            shards=tuple(shards),
-        )
-
-    async def _describe(self, shard: ShardRequest, roster: Roster) -> KeyDescription:
-        name = shard.keystore
-        self.progress(name, "asked")
-        try:
-            signed = await call_keystore(
-                names.DESCRIBE_KEY, name, DescribeKey(keystore=name), Signed, patience=_DESCRIBE_PATIENCE, attempts=3
-            )
-        except MasterKeyError as error:
-            self.progress(name, "failed", error)
-            raise
-        key, signer = open_signed(KeyDescription, signed)
-        worker = roster.keystore(name)
-        if worker is None or signer != worker.fingerprint or key.keystore != name:
-            raise ApprovalInvalid(f"the key of {name} is not described by its worker", subject=name)
-        if self._request.mode not in key.modes:
-            raise PlanInvalid(f"{name} does not serve {self._request.mode} protections", subject=name)
-        self.progress(name, "waiting")
-        return key
 
     async def _protect_until_done(self, plan: Plan, target: Target, strongroom: Strongroom) -> StoredProtection:
         while True:
@@ -193,62 +122,6 @@ class InitWorkflow(Ceremony):
 
     async def _protect(self, opened: SessionOpened, target: Target) -> StoredProtection:
         authority = self.authority()
-
-        async def generate(place: TargetShard) -> DekAnswer:
-            self.progress(place.keystore, "asked")
-            request = GenerateDataKey(
-                keystore=place.keystore, index=place.index, authority=authority, session=opened.announcement
-            )
-            try:
-                answer = await call_keystore(
-                    names.GENERATE_DATA_KEY,
-                    place.keystore,
-                    request,
-                    DekAnswer,
-                    patience=_PROTECT_PATIENCE,
-                    attempts=4,
-                )
-            except MasterKeyError as error:
-                self.progress(place.keystore, "failed", error)
-                raise
-            self.progress(place.keystore, "answered")
-            return answer
-
-        deks = await gather([generate(place) for place in target.shards])
-        request = Protect(session=opened.session, authority=authority, deks=tuple(deks))
-        stored = await use_session(opened, names.PROTECT, request, StoredProtection)
-        await self.ledger(
-            names.STAGE_PROTECTION, Stage(ceremony=self.ceremony, attempt=self.attempt, protection=stored)
-        )
-        return stored
-
-    async def _prove(self, stored: StoredProtection, roster: Roster) -> None:
-        async def prove(index: int) -> None:
-            signed = await prove_data_key(stored, index, roster, patience=_PROTECT_PATIENCE, attempts=6)
-            self.event(
-                f"proven.{self.attempt}.{index}",
-                "data-key-proven",
-                keystore=stored.shards[index - 1].keystore,
-                document=signed.document,
-                signature=signed.signature,
-            )
-
-        await gather([prove(row.index) for row in stored.shards])
-
-    async def _note_commit(self, stored: StoredProtection) -> None:
-        """Tell every keystore worker; one that cannot be told now learns it when it next unwraps."""
-
-        async def note(keystore: str) -> None:
-            request = NoteCommit(keystore=keystore, manifest=stored.manifest)
-            try:
-                await call_keystore(names.NOTE_COMMIT, keystore, request, Message, patience=_NOTE_PATIENCE, attempts=20)
-            except MasterKeyError as error:
-                self.event(
-                    f"not-noted.{keystore}",
-                    "commit-not-noted",
-                    keystore=keystore,
-                    error=type(error).__name__,
-                    reason=error.message,
-                )
-
-        await gather([note(row.keystore) for row in stored.shards])
+        deks = await self.generate_data_keys(opened, target, authority)
+        request = Protect(session=opened.session, authority=authority, deks=deks)
+        return await self.stage(await use_session(opened, names.PROTECT, request, StoredProtection))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from temporalio import workflow
@@ -17,9 +18,17 @@ with workflow.unsafe.imports_passed_through():
 
 from workflows.keystore_calls import call_keystore
 
+Ask = Callable[[CheckDataKey], Awaitable[Signed]]
+
 
 async def prove_data_key(
-    stored: StoredProtection, index: int, roster: Roster, *, patience: timedelta, attempts: int
+    stored: StoredProtection,
+    index: int,
+    roster: Roster,
+    *,
+    patience: timedelta,
+    attempts: int,
+    ask: Ask | None = None,
 ) -> Signed:
     """Let the keystore of one shard prove that it can give back its data key; nothing is released.
 
@@ -29,6 +38,7 @@ async def prove_data_key(
         roster: names the keystore workers' identities.
         patience: limit of all attempts.
         attempts: how often a retryable failure is tried again.
+        ask: asks somebody else than the keystore's worker: the custodian of an offline keystore.
 
     Returns:
         The keystore worker's signed answer.
@@ -41,9 +51,12 @@ async def prove_data_key(
     request = CheckDataKey(
         keystore=row.keystore, index=index, manifest=stored.manifest, wrapped_dek=row.wrapped_dek, nonce=nonce
     )
-    signed = await call_keystore(
-        names.CHECK_DATA_KEY, row.keystore, request, Signed, patience=patience, attempts=attempts
-    )
+    if ask is not None:
+        signed = await ask(request)
+    else:
+        signed = await call_keystore(
+            names.CHECK_DATA_KEY, row.keystore, request, Signed, patience=patience, attempts=attempts
+        )
     answer, signer = open_signed(CheckResponse, signed)
     worker = roster.keystore(row.keystore)
     said = (answer.keystore, answer.index, answer.nonce, answer.manifest, answer.matches)

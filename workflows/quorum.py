@@ -79,6 +79,11 @@ class Quorum:
         """Names of those who refused."""
         return tuple(sorted(n for n, (a, _) in self._decisions.items() if a.decision == "reject"))
 
+    @property
+    def opens_shards(self) -> bool:
+        """Whether shards are to be opened that have custodians: then only those may be released that they approved."""
+        return bool(self._custody)
+
     def releasable(self, now: datetime, without: Collection[int] = ()) -> list[int]:
         """Indexes of the shards that may be released now, but those in `without`."""
         return [i for i in shards_released_by(self.approvals(now), self._custody) if i not in without]

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from temporalio import activity
 
 from activities.heartbeat import heartbeating
-from activities.keystores.datakey import KeystoreCall, KeystoreTerms
+from activities.keystores.datakey import KeystoreCall
+from activities.keystores.desk import KeystoreTerms
 from activities.strongroom.process import Pool
 from workflows.contracts import names
 from workflows.contracts.canonical import Message, Signed
@@ -19,6 +20,9 @@ from workflows.contracts.messages import (
     DescribeKey,
     GenerateDataKey,
     NoteCommit,
+    NoteOrder,
+    ReportState,
+    StopServing,
     UnwrapDataKey,
 )
 from workflows.failures import as_failure
@@ -43,7 +47,16 @@ class KeystoreActivities:
 
     def all(self) -> Sequence[Callable[..., Any]]:
         """Everything to register with a Temporal worker."""
-        return [self.describe_key, self.generate_data_key, self.unwrap_data_key, self.check_data_key, self.note_commit]
+        return [
+            self.describe_key,
+            self.generate_data_key,
+            self.unwrap_data_key,
+            self.check_data_key,
+            self.note_commit,
+            self.note_order,
+            self.stop_serving,
+            self.report_state,
+        ]
 
     @activity.defn(name=names.DESCRIBE_KEY)
     async def describe_key(self, request: DescribeKey) -> Signed:
@@ -66,9 +79,24 @@ class KeystoreActivities:
         return await self._call(request.keystore, KeystoreCall(terms=self._terms, check=request), Signed)
 
     @activity.defn(name=names.NOTE_COMMIT)
-    async def note_commit(self, request: NoteCommit) -> Message:
-        """Remember which manifest is in force."""
-        return await self._call(request.keystore, KeystoreCall(terms=self._terms, note=request), Message)
+    async def note_commit(self, request: NoteCommit) -> Signed:
+        """Remember which manifest is in force; answers with what is remembered, signed."""
+        return await self._call(request.keystore, KeystoreCall(terms=self._terms, note=request), Signed)
+
+    @activity.defn(name=names.NOTE_ORDER)
+    async def note_order(self, request: NoteOrder) -> Signed:
+        """Do what a governance quorum has ordered; answers with what is remembered, signed."""
+        return await self._call(request.keystore, KeystoreCall(terms=self._terms, order=request), Signed)
+
+    @activity.defn(name=names.STOP_SERVING)
+    async def stop_serving(self, request: StopServing) -> Signed:
+        """Remember a custodian's order to stop; answers with what is remembered, signed."""
+        return await self._call(request.keystore, KeystoreCall(terms=self._terms, stop=request), Signed)
+
+    @activity.defn(name=names.REPORT_STATE)
+    async def report_state(self, request: ReportState) -> Signed:
+        """What this worker remembers, signed."""
+        return await self._call(request.keystore, KeystoreCall(terms=self._terms, report=request), Signed)
 
     async def _call(self, keystore: str, call: KeystoreCall, result: type[M]) -> M:
         try:

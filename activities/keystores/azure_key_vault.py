@@ -18,7 +18,6 @@ https://learn.microsoft.com/rest/api/keyvault/keys/ (2025-07-01) and .../key-vau
 
 from __future__ import annotations
 
-import hmac
 import re
 import time
 from base64 import b64decode, urlsafe_b64encode
@@ -40,8 +39,9 @@ from activities.keystores.base import (
     KeystoreSettings,
     SecretReference,
     WrappedKey,
+    bind_context,
     context_bytes,
-    context_hash,
+    unbind_context,
 )
 from workflows.contracts.errors import (
     CiphertextInvalid,
@@ -58,7 +58,7 @@ from workflows.contracts.errors import (
 OAEP_FORMAT, GCM_FORMAT = b"\x01", b"\x02"
 """First byte of a wrapped DEK: an RSA ciphertext (256, 384 or 512 bytes), or iv (12), tag (16), ciphertext (32)."""
 
-_IV_BYTES, _TAG_BYTES, _HASH_BYTES = 12, 16, 32
+_IV_BYTES, _TAG_BYTES = 12, 16
 _RSA_CIPHERTEXT_BYTES = (256, 384, 512)
 _KEY_URL = re.compile(
     r"^https://(?P<host>[A-Za-z0-9.-]+(?::[0-9]+)?)/keys/(?P<name>[A-Za-z0-9-]{1,127})(?:/(?P<version>[0-9a-f]{32}))?/?$"
@@ -148,7 +148,7 @@ class AzureKeyVault:
         key, is_rsa = self._usable_key(client)
         if is_rsa:
             # RSA-OAEP takes no associated data: the context's hash travels inside.
-            body = {"alg": "RSA-OAEP-256", "value": _encode(dek + context_hash(context))}
+            body = {"alg": "RSA-OAEP-256", "value": _encode(bind_context(dek, context))}
             answer = self._operate(client, key, "wrapkey", body)
             wrapped = OAEP_FORMAT + self._bytes(answer, "value", *_RSA_CIPHERTEXT_BYTES)
         else:
@@ -172,9 +172,8 @@ class AzureKeyVault:
         form, data = wrapped[:1], wrapped[1:]
         if form == OAEP_FORMAT and len(data) in _RSA_CIPHERTEXT_BYTES:
             answer = self._operate(self._client(), key, "unwrapkey", {"alg": "RSA-OAEP-256", "value": _encode(data)})
-            plain = self._bytes(answer, "value")
-            dek, bound = plain[:DEK_BYTES], plain[DEK_BYTES:]
-            if len(plain) != DEK_BYTES + _HASH_BYTES or not hmac.compare_digest(bound, context_hash(context)):
+            dek = unbind_context(self._bytes(answer, "value"), context)
+            if dek is None:
                 raise self._error(CiphertextInvalid, "was wrapped with another context")
             return dek
         if form == GCM_FORMAT and len(data) == _IV_BYTES + _TAG_BYTES + DEK_BYTES:

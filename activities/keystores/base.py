@@ -8,6 +8,7 @@ retries are off, because the workflow retries, and every call has a time-out.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,6 +83,17 @@ def context_bytes(context: Context) -> bytes:
 def context_hash(context: Context) -> bytes:
     """SHA-256 of the canonical context, 32 bytes."""
     return hashlib.sha256(context_bytes(context)).digest()
+
+
+def bind_context(dek: bytes, context: Context) -> bytes:
+    """What is encrypted where nothing authenticates a context: DEK and SHA-256 of the context, 64 bytes."""
+    return dek + context_hash(context)
+
+
+def unbind_context(plain: bytes, context: Context) -> bytes | None:
+    """The DEK (32 bytes) in what `bind_context` made, or None if it was made with another context."""
+    dek, bound = plain[:DEK_BYTES], plain[DEK_BYTES:]
+    return dek if hmac.compare_digest(bound, context_hash(context)) else None
 
 
 def protected_url(url: str) -> str:

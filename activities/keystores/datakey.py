@@ -7,21 +7,25 @@ DEK to the session that the strongroom has signed, signs what it did, and exits.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
-from activities.identity import Identity
-from activities.keystores.base import DEK_BYTES, KeyRef, Keystore, WrappedKey
-from activities.keystores.registry import open_keystore, parse_settings
-from activities.keystores.state import StateDirectory
-from activities.roster import RosterSource
+from activities.keystores import orders
+from activities.keystores.base import DEK_BYTES, KeyRef, WrappedKey
+from activities.keystores.desk import Desk, KeystoreTerms
+from activities.strongroom.datakeys import context_for
 from activities.strongroom.envelope import dek_check_value, equal
 from activities.strongroom.hpke import encrypt_to
 from activities.strongroom.process import Channel
-from activities.strongroom.session import context_for
-from workflows.contracts.authority import Granted, check_manifest, check_protect, check_release, check_session
+from workflows.contracts.authority import (
+    RESHARDING,
+    Granted,
+    check_manifest,
+    check_protect,
+    check_release,
+    check_reshard,
+    check_session,
+    parse_plan,
+)
 from workflows.contracts.canonical import Message, decode64, digest, encode64, seconds
 from workflows.contracts.documents import (
     CheckResponse,
@@ -30,8 +34,8 @@ from workflows.contracts.documents import (
     KeystoreContext,
     Manifest,
     ManifestShard,
-    Mode,
     SessionAnnouncement,
+    Work,
     dek_info,
 )
 from workflows.contracts.errors import ApprovalInvalid, CiphertextInvalid, KeyNotFound, ManifestInvalid
@@ -41,22 +45,11 @@ from workflows.contracts.messages import (
     DescribeKey,
     GenerateDataKey,
     NoteCommit,
+    NoteOrder,
+    ReportState,
+    StopServing,
     UnwrapDataKey,
 )
-from workflows.contracts.roster import RosterChain
-
-
-class KeystoreTerms(Message):
-    """What a one-shot keystore process is told of its worker; secrets only by reference."""
-
-    name: str
-    settings: dict[str, Any]
-    identity: str
-    state: str
-    roster_file: str
-    roster_genesis: str
-    roster_minimum: int
-    modes: tuple[Mode, ...]
 
 
 class KeystoreCall(Message):
@@ -68,39 +61,9 @@ class KeystoreCall(Message):
     unwrap: UnwrapDataKey | None = None
     check: CheckDataKey | None = None
     note: NoteCommit | None = None
-
-
-@dataclass(frozen=True)
-class Desk:
-    """What a keystore process works with.
-
-    Attributes:
-        terms: of its worker.
-        keystore: its one keystore.
-        identity: signs its answers.
-        state: what the worker remembers.
-        chain: the verified roster.
-    """
-
-    terms: KeystoreTerms
-    keystore: Keystore
-    identity: Identity
-    state: StateDirectory
-    chain: RosterChain
-
-    @classmethod
-    def open(cls, terms: KeystoreTerms) -> Desk:
-        """Read identity, state and roster; the roster may not be older than one seen before.
-
-        Raises:
-            RosterInvalid, ConfigurationInvalid: one of them is not as it should be.
-        """
-        state = StateDirectory(Path(terms.state))
-        minimum = max(terms.roster_minimum, state.read().roster_number)
-        chain = RosterSource(Path(terms.roster_file), terms.roster_genesis, minimum).load()
-        state.note_roster(chain.current.number)
-        keystore = open_keystore(terms.name, parse_settings(terms.name, terms.settings))
-        return cls(terms, keystore, Identity.load(Path(terms.identity)), state, chain)
+    order: NoteOrder | None = None
+    stop: StopServing | None = None
+    report: ReportState | None = None
 
 
 def serve(channel: Channel) -> None:
@@ -117,7 +80,13 @@ def serve(channel: Channel) -> None:
     elif call.check is not None:
         answer = check(desk, call.check, now)
     elif call.note is not None:
-        answer = note_commit(desk, call.note)
+        answer = orders.note_commit(desk, call.note, now)
+    elif call.order is not None:
+        answer = orders.note_order(desk, call.order, now)
+    elif call.stop is not None:
+        answer = orders.stop_serving(desk, call.stop, now)
+    elif call.report is not None:
+        answer = orders.report_state(desk, call.report, now)
     else:
         raise ApprovalInvalid("the keystore was asked for nothing")
     channel.send(answer.model_dump_json().encode())
@@ -150,14 +119,20 @@ def generate(desk: Desk, request: GenerateDataKey, now: datetime) -> DekAnswer:
         KeystoreError: the keystore refused or failed.
     """
     granted = check_protect(desk.chain, request.authority, now)
-    session = check_session(desk.chain, request.session, granted.plan, "protect", now)
+    purpose: Work = "protect" if granted.plan.action == "init" else "reshard"
+    session = check_session(desk.chain, request.session, granted.plan, purpose, now)
     target = granted.plan.target
     if target is None or not 1 <= request.index <= target.count:
         raise ApprovalInvalid("the plan has no such shard")
     context = context_for(session, granted.plan, target, request.index)
     _check_place(desk, context)
-    if granted.plan.action == "init" and granted.plan.master_key in desk.state.read().master_keys:
+    state = desk.state.read()
+    state.check_serving(granted.plan.master_key)
+    known = state.master_keys.get(granted.plan.master_key)
+    if granted.plan.action == "init" and known is not None:
         raise ManifestInvalid(f"MasterKey {granted.plan.master_key} was committed here before")
+    if known is not None and target.epoch < known.epochs.get(target.purpose, 1):
+        raise ManifestInvalid(f"epoch {target.epoch} is older than what {desk.terms.name} serves")
     dek = os.urandom(DEK_BYTES)
     wrapped = desk.keystore.wrap(dek, context.fields())
     if wrapped.key.key_id != context.key_id:
@@ -166,17 +141,22 @@ def generate(desk: Desk, request: GenerateDataKey, now: datetime) -> DekAnswer:
 
 
 def unwrap(desk: Desk, request: UnwrapDataKey, now: datetime) -> DekAnswer:
-    """Unwrap a DEK and encrypt it to a session that releases by an authorised plan.
+    """Unwrap a DEK and encrypt it to a session that releases, or reshards, by an authorised plan.
 
     In `sss` mode one of this shard's own custodians must be among those who approved.
 
     Raises:
         ApprovalInvalid, ManifestInvalid: manifest, approvals, request or session do not verify.
+        Stopped: a custodian has ordered to stop.
         KeystoreError: the keystore refused or failed, or the DEK is not the one that was wrapped.
     """
-    granted = check_release(desk.chain, request.authority, request.manifest, now)
-    assert granted.manifest is not None  # noqa: S101 - check_release sets it
-    session = check_session(desk.chain, request.session, granted.plan, "release", now)
+    resharding = parse_plan(request.authority.plan).action in RESHARDING
+    check = check_reshard if resharding else check_release
+    granted = check(desk.chain, request.authority, request.manifest, now)
+    assert granted.manifest is not None  # noqa: S101 - both checks set it
+    purpose: Work = "reshard" if resharding else "release"
+    session = check_session(desk.chain, request.session, granted.plan, purpose, now)
+    desk.state.read().check_serving(granted.plan.master_key)
     shard = _own_shard(desk, granted.manifest, request.index)
     if granted.manifest.mode == "sss" and not set(shard.custodians) & set(granted.approvers):
         raise ApprovalInvalid(
@@ -187,7 +167,9 @@ def unwrap(desk: Desk, request: UnwrapDataKey, now: datetime) -> DekAnswer:
     key = KeyRef(binding.key_id, binding.key_version)
     wrapped = WrappedKey(decode64(request.wrapped_dek), key, shard.mechanism)
     dek = _unwrap(desk, shard, wrapped.wrapped)
-    desk.state.note_commit(granted.manifest)
+    # Again, because a keystore takes its time: no key leaves after a stop or a retirement was acknowledged.
+    desk.state.read().check_serving(granted.plan.master_key)
+    desk.state.note_key(granted.manifest)
     return _answer(desk, granted, session, binding, dek, wrapped, now)
 
 
@@ -213,15 +195,6 @@ def check(desk: Desk, request: CheckDataKey, now: datetime) -> Message:
             time=seconds(now),
         )
     )
-
-
-def note_commit(desk: Desk, request: NoteCommit) -> Message:
-    """Remember a manifest that is in force; raises ManifestInvalid if it contradicts what is remembered."""
-    manifest = check_manifest(request.manifest, desk.chain)
-    if all(shard.binding.keystore != desk.terms.name for shard in manifest.shards):
-        raise ManifestInvalid(f"the manifest has no shard in {desk.terms.name}", subject=desk.terms.name)
-    desk.state.note_commit(manifest)
-    return Message()
 
 
 def _own_shard(desk: Desk, manifest: Manifest, index: int) -> ManifestShard:

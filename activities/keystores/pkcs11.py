@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import hmac
 import os
 import re
 from collections.abc import Callable
@@ -43,8 +42,9 @@ from activities.keystores.base import (
     KeystoreSettings,
     SecretReference,
     WrappedKey,
+    bind_context,
     context_bytes,
-    context_hash,
+    unbind_context,
 )
 from workflows.contracts.errors import (
     CiphertextInvalid,
@@ -198,7 +198,7 @@ class Pkcs11Keystore:
         def encrypt(token: Token, key: _Key) -> WrappedKey:
             if key.is_rsa:
                 form = OAEP_FORMATS[self._settings.oaep_hash]
-                wrapped = form + _encrypt(key, *_oaep(form), dek + context_hash(context))
+                wrapped = form + _encrypt(key, *_oaep(form), bind_context(dek, context))
             else:
                 iv = os.urandom(_IV_BYTES)
                 wrapped = GCM_FORMAT + iv + _encrypt(key, *_gcm(iv, context), dek)
@@ -225,10 +225,10 @@ class Pkcs11Keystore:
                 raise self._error(KeyNotFound, "the key was made anew since it wrapped this")
             form, data = wrapped[:1], wrapped[1:]
             if found.is_rsa and form in _OAEP and len(data) == len(found.opens[Attribute.MODULUS]):
-                plain = self._decrypt(found, *_oaep(form), data)
-                if not hmac.compare_digest(plain[DEK_BYTES:], context_hash(context)):
+                dek = unbind_context(self._decrypt(found, *_oaep(form), data), context)
+                if dek is None:
                     raise self._error(CiphertextInvalid, "was wrapped with another context")
-                return plain[:DEK_BYTES]
+                return dek
             if not found.is_rsa and form == GCM_FORMAT and len(data) == _IV_BYTES + DEK_BYTES + _TAG_BYTES:
                 return self._decrypt(found, *_gcm(data[:_IV_BYTES], context), data[_IV_BYTES:])
             raise self._error(CiphertextInvalid, "no wrapped DEK has this form and length")

@@ -42,6 +42,7 @@ KINDS: Mapping[str, Kind] = {
     "gcp-kms": Kind("gcp_kms", "GcpKmsSettings", "GcpKms", "gcp"),
     "pkcs11": Kind("pkcs11", "Pkcs11Settings", "Pkcs11Keystore", "pkcs11"),
     "transit": Kind("transit", "TransitSettings", "Transit", "transit"),
+    "offline": Kind("offline", "OfflineSettings", "Offline", "offline"),
 }
 """Every kind by the `type` that it has in the configuration."""
 

@@ -1,29 +1,31 @@
 """What a keystore worker remembers by itself: a small directory that no orchestrator can reach.
 
-It keeps the newest roster version that it has seen, and for each MasterKey the key check value that was
-first committed and the lowest epoch that it still serves. Numbers only ever rise.
+It keeps the newest roster version that it has seen; for each MasterKey the key check value that was first
+committed or released, and the lowest epoch that it still serves; and the orders to stop. Numbers only ever rise, and
+a stop that was lifted stays lifted: an old order, or an old lift, that is sent again changes nothing.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
 from workflows.contracts.canonical import Message
 from workflows.contracts.documents import Manifest
-from workflows.contracts.errors import ConfigurationInvalid, ManifestInvalid
+from workflows.contracts.errors import ConfigurationInvalid, ManifestInvalid, Stopped
 
 
 class MasterKeyState(Message):
     """What is remembered of one MasterKey.
 
     Attributes:
-        kcv: its key check value at the first commit.
+        kcv: its key check value at the first commit or release.
         epochs: for each purpose, the lowest epoch that is still served.
     """
 
@@ -31,11 +33,35 @@ class MasterKeyState(Message):
     epochs: dict[str, int] = Field(default_factory=dict)
 
 
+StopState = Literal["in-force", "lifted"]
+
+
 class WorkerState(Message):
-    """Everything that is remembered."""
+    """Everything that is remembered.
+
+    Attributes:
+        stops: for each MasterKey, the digest of every stop or lifted stop that was heard of.
+    """
 
     roster_number: int = 0
     master_keys: dict[str, MasterKeyState] = Field(default_factory=dict)
+    stops: dict[str, dict[str, StopState]] = Field(default_factory=dict)
+
+    def stops_in_force(self, master_key: str) -> tuple[str, ...]:
+        """Digests of the stops of a MasterKey that were not lifted."""
+        return tuple(sorted(digest for digest, state in self.stops.get(master_key, {}).items() if state == "in-force"))
+
+    def check_serving(self, master_key: str) -> None:
+        """Refuse to serve a MasterKey that somebody has ordered to stop.
+
+        Raises:
+            Stopped: it is.
+        """
+        if stops := self.stops_in_force(master_key):
+            raise Stopped(
+                f"this keystore does not serve {master_key}: a custodian ordered to stop ({', '.join(stops)})",
+                subject=master_key,
+            )
 
     def check_manifest(self, manifest: Manifest) -> None:
         """Refuse a manifest that is older than what is in force, or of another MasterKey by the same name.
@@ -90,6 +116,23 @@ class StateDirectory:
                 newest = max(number, state.roster_number)
                 self._write(state.model_copy(update={"roster_number": newest}))
 
+    def note_key(self, manifest: Manifest) -> None:
+        """Remember which MasterKey goes by this name, unless one is remembered; the epochs that are served stay.
+
+        A release is no proof that the other keystores of the protection can give back theirs, so it retires nothing.
+
+        Raises:
+            ManifestInvalid: it contradicts what is remembered.
+        """
+        if manifest.master_key in self.read().master_keys:
+            self.read().check_manifest(manifest)
+            return
+        with self._locked():
+            state = self.read()
+            state.check_manifest(manifest)
+            entry = state.master_keys.get(manifest.master_key, MasterKeyState(kcv=manifest.kcv))
+            self._write(state.model_copy(update={"master_keys": {**state.master_keys, manifest.master_key: entry}}))
+
     def note_commit(self, manifest: Manifest) -> None:
         """Remember a manifest that is in force: its key check value, and its epoch as the lowest served.
 
@@ -107,6 +150,37 @@ class StateDirectory:
             entry = MasterKeyState(kcv=manifest.kcv, epochs=epochs)
             master_keys = {**state.master_keys, manifest.master_key: entry}
             self._write(state.model_copy(update={"master_keys": master_keys}))
+
+    def note_retired(self, manifest: Manifest) -> None:
+        """Remember that a protection serves no more, and none takes its place: its epoch is refused from now on.
+
+        Raises:
+            ManifestInvalid: it is of another MasterKey by the same name.
+        """
+        with self._locked():
+            state = self.read()
+            known = state.master_keys.get(manifest.master_key)
+            if known is not None and known.epochs.get(manifest.purpose, 1) > manifest.epoch:
+                return
+            state.check_manifest(manifest)
+            epochs = {**(known.epochs if known else {}), manifest.purpose: manifest.epoch + 1}
+            entry = MasterKeyState(kcv=manifest.kcv, epochs=epochs)
+            self._write(state.model_copy(update={"master_keys": {**state.master_keys, manifest.master_key: entry}}))
+
+    def note_stop(self, master_key: str, stop: str) -> None:
+        """Remember an order to stop, unless it was lifted before."""
+        self._note_stops(master_key, {stop: "in-force"})
+
+    def note_lift(self, master_key: str, stops: Sequence[str]) -> None:
+        """Remember that these stops were lifted; also those that were never heard of, so that they come too late."""
+        self._note_stops(master_key, dict.fromkeys(stops, "lifted"))
+
+    def _note_stops(self, master_key: str, told: Mapping[str, StopState]) -> None:
+        with self._locked():
+            state = self.read()
+            known = state.stops.get(master_key, {})
+            merged = {**told, **known, **{stop: "lifted" for stop, now in told.items() if now == "lifted"}}
+            self._write(state.model_copy(update={"stops": {**state.stops, master_key: merged}}))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -128,3 +202,9 @@ class StateDirectory:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._file)
+        # The new name lies in the directory: without this a power cut brings back the state before a stop.
+        directory = os.open(self._directory, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

@@ -7,35 +7,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from temporalio import activity
 
+from activities.ledger.planning import as_signed, begin
 from activities.ledger.records import CeremonyRecord, ProtectionRecord, ShardRecord
 from activities.ledger.store import Ledger, NewEvent
 from activities.roster import RosterSource
 from workflows.contracts import names
 from workflows.contracts.authority import parse_plan
-from workflows.contracts.canonical import Signed
+from workflows.contracts.canonical import format_time
 from workflows.contracts.documents import Manifest
-from workflows.contracts.errors import LedgerConflict, MasterKeyError, NameTaken, NotKnown
+from workflows.contracts.errors import LedgerConflict, MasterKeyError, NotKnown, PlanInvalid
 from workflows.contracts.messages import (
     BeginCeremony,
     Begun,
     CeremonySummary,
     CloseCeremony,
+    Collect,
+    Collected,
     Commit,
     DrillResult,
     Event,
+    ExecuteOrder,
+    HoldingRecorded,
     PlanMade,
     ProtectionSummary,
     RecordEvents,
+    RecordHolding,
     Report,
     ReportRequest,
     Stage,
-    StoredProtection,
-    StoredShard,
 )
 from workflows.failures import as_failure
 
@@ -72,6 +77,9 @@ class LedgerActivities:
             self.record_events,
             self.stage_protection,
             self.commit_protection,
+            self.execute_order,
+            self.record_holding,
+            self.collect,
             self.close_ceremony,
             self.read_report,
         ]
@@ -79,7 +87,7 @@ class LedgerActivities:
     @activity.defn(name=names.BEGIN_CEREMONY)
     @_translated
     def begin_ceremony(self, request: BeginCeremony) -> Begun:
-        """Open a ceremony, and give what its plan is made from.
+        """Open a ceremony, and give what its plan is made from; see `activities.ledger.planning`.
 
         A ceremony that changes a MasterKey closes those before it that were ended from outside: Temporal
         runs at most one at a time, so a record that is open still belongs to none.
@@ -96,35 +104,15 @@ class LedgerActivities:
         self._ledger.open_ceremony(record, body)
         if request.action in names.CHANGING:
             self._close_abandoned(request)
-        chain = self._roster.load()
-        known = [key for key in self._ledger.master_keys() if key.master_key == request.master_key]
-        if request.action == "init" and known:
-            raise NameTaken(f"a MasterKey named {request.master_key} exists already")
-        protection = None
-        if request.manifest is not None:
-            stored = self._ledger.protection(request.master_key, digest=request.manifest)
-            if stored.status not in ("active", "retired"):
-                raise NotKnown(f"the protection of {request.master_key} that was asked for does not serve")
-            protection = _stored(stored)
-        active: list[StoredProtection] = []
-        if request.all_active:
-            if not known:
-                raise NotKnown(f"there is no MasterKey {request.master_key}")
-            found = self._ledger.protections(request.master_key)
-            active = [_stored(record) for record in found if record.status == "active"]
-        return Begun(
-            roster=chain.current.canonical().decode(),
-            roster_digest=chain.digest,
-            protection=protection,
-            active=tuple(active),
-            next_epoch=known[0].epoch + 1 if known else 1,
-        )
+        return begin(self._ledger, self._roster.load(), request)
 
     @activity.defn(name=names.RECORD_PLAN)
     @_translated
     def record_plan(self, request: PlanMade) -> None:
-        """Write down a plan, once."""
+        """Write down a plan, once; a recovery may replace it by another of its own."""
         plan = parse_plan(request.plan)
+        if plan.ceremony != request.ceremony:
+            raise LedgerConflict(f"the plan is of ceremony {plan.ceremony}", subject=request.ceremony)
         self._ledger.set_phase(request.ceremony, request.phase, plan=request.plan, deadline=plan.expires)
 
     @activity.defn(name=names.RECORD_EVENTS)
@@ -163,7 +151,48 @@ class LedgerActivities:
     @_translated
     def commit_protection(self, request: Commit) -> None:
         """Make a staged protection the active one, in one transaction."""
-        self._ledger.commit(request.ceremony, request.attempt)
+        hours = request.retention_hours
+        retention = None if hours is None else timedelta(hours=hours)
+        self._ledger.commit(request.ceremony, request.attempt, retention=retention)
+
+    @activity.defn(name=names.EXECUTE_ORDER)
+    @_translated
+    def execute_order(self, request: ExecuteOrder) -> None:
+        """Do what the quorum has ordered: lift stops, retire a protection, or destroy a retired one."""
+        if self._ledger.ceremony(request.ceremony).master_key != request.master_key:
+            raise LedgerConflict(f"the order is not about {request.master_key}", subject=request.ceremony)
+        if request.action == "lift":
+            if not request.stops:
+                raise PlanInvalid("the order names no stop to lift", subject=request.ceremony)
+            self._ledger.stops.lift(request.ceremony, request.stops)
+        elif request.manifest is None:
+            raise PlanInvalid(f"the order names no protection to {request.action}", subject=request.ceremony)
+        elif request.action == "retire":
+            self._ledger.orders.retire(request.ceremony, request.manifest)
+        else:
+            self._ledger.orders.destroy(request.ceremony, request.manifest)
+
+    @activity.defn(name=names.RECORD_HOLDING)
+    @_translated
+    def record_holding(self, request: RecordHolding) -> HoldingRecorded:
+        """Record that a recipient holds a MasterKey, or no more, and tell which stops are in force."""
+        stops = self._ledger.stops.hold(
+            request.ceremony,
+            request.master_key,
+            request.workflow_id,
+            ended=request.ended,
+            over=request.state == "ended",
+        )
+        return HoldingRecorded(stops=tuple(as_signed(stop) for stop in stops))
+
+    @activity.defn(name=names.COLLECT)
+    @_translated
+    def collect(self, request: Collect) -> Collected:
+        """Discard what ended ceremonies left staged, and destroy what was kept for long enough."""
+        discarded = self._ledger.collect_staged(request.older_than)
+        for ceremony in discarded:
+            self._ledger.discard_staged(ceremony)
+        return Collected(discarded=tuple(discarded), destroyed=tuple(self._ledger.orders.destroy_due()))
 
     @activity.defn(name=names.CLOSE_CEREMONY)
     @_translated
@@ -193,8 +222,14 @@ class LedgerActivities:
         protections = [record for name in wanted for record in self._ledger.protections(name)]
         report = Report(
             protections=tuple(
-                ProtectionSummary(manifest=_signed(record), status=record.status) for record in protections
-            )
+                ProtectionSummary(
+                    manifest=as_signed(record),
+                    status=record.status,
+                    destroy_after=format_time(record.destroy_after) if record.destroy_after else None,
+                )
+                for record in protections
+            ),
+            stops=tuple(as_signed(stop) for stop in self._ledger.stops.in_force() if stop.master_key in wanted),
         )
         if request.kind == "protection":
             return report
@@ -219,15 +254,6 @@ class LedgerActivities:
 
 def _new(events: Sequence[Event]) -> list[NewEvent]:
     return [NewEvent(event.key, event.type, dict(event.body)) for event in events]
-
-
-def _signed(record: ProtectionRecord) -> Signed:
-    return Signed(document=record.manifest, signature=record.signature)
-
-
-def _stored(record: ProtectionRecord) -> StoredProtection:
-    rows = tuple(StoredShard.model_validate(row.model_dump()) for row in record.shards)
-    return StoredProtection(manifest=_signed(record), shards=rows)
 
 
 def _summary(record: CeremonyRecord) -> CeremonySummary:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from activities.ledger import chain
-from activities.ledger.models import Ceremony
+from activities.ledger.models import Ceremony, Event
 from activities.ledger.records import CeremonyRecord, Outcome, read_row
+from workflows.contracts.authority import parse_plan
 from workflows.contracts.canonical import digest, format_time
 from workflows.contracts.errors import CeremonyEnded, LedgerConflict, NotKnown
 
@@ -73,13 +75,17 @@ def open_(session: Session, record: CeremonyRecord, event_body: dict[str, Any], 
         ceremony=record.ceremony,
         key="ledger:ceremony-opened",
         type_="ceremony-opened",
-        body=event_body,
+        body={**event_body, "opened": record.model_dump(include={"workflow_id", "action", "opened_at"})},
         master_key=record.master_key,
         now=now,
     )
+    if record.plan is not None and row is None:
+        _plan_made(session, record, now)
 
 
-def set_phase(session: Session, ceremony: str, phase: str, *, plan: str | None, deadline: datetime | None) -> None:
+def set_phase(
+    session: Session, ceremony: str, phase: str, *, plan: str | None, deadline: datetime | None, now: datetime
+) -> None:
     """See `Ledger.set_phase`."""
     row = find(session, ceremony)
     change = CeremonyRecord.model_validate(
@@ -90,14 +96,18 @@ def set_phase(session: Session, ceremony: str, phase: str, *, plan: str | None, 
             **({} if deadline is None else {"deadline": deadline}),
         }
     )
-    if row.plan is not None and change.plan != row.plan:
-        raise LedgerConflict(f"ceremony {ceremony} has another plan already", subject=ceremony)
+    replaces = row.plan is not None and change.plan != row.plan
+    if replaces:
+        _check_replacement(session, row, change)
     told = change.model_dump(include={"phase", "plan", "plan_digest", "deadline"})
     if all(getattr(row, field) == value for field, value in told.items()):
         return
     find_open(session, ceremony)
+    planned = plan is not None and (replaces or row.plan is None)
     for field, value in told.items():
         setattr(row, field, value)
+    if planned:
+        _plan_made(session, change, now)
 
 
 def close(session: Session, ceremony: str, outcome: Outcome, detail: str, now: datetime) -> None:
@@ -117,3 +127,29 @@ def close(session: Session, ceremony: str, outcome: Outcome, detail: str, now: d
         master_key=row.master_key,
         now=now,
     )
+
+
+def _check_replacement(session: Session, row: Ceremony, change: CeremonyRecord) -> None:
+    """Only a recovery takes another plan, of its own, and never one that was replaced before."""
+    if row.action != "recover" or parse_plan(str(change.plan)).ceremony != row.ceremony:
+        raise LedgerConflict(f"ceremony {row.ceremony} has another plan already", subject=row.ceremony)
+    made = select(Event.seq).filter_by(ceremony=row.ceremony, key=_plan_key(change))
+    if session.scalar(made) is not None:
+        # An activity that was thought dead, and comes late.
+        raise LedgerConflict(f"this plan of ceremony {row.ceremony} was replaced", subject=row.ceremony)
+
+
+def _plan_made(session: Session, record: CeremonyRecord, now: datetime) -> None:
+    chain.append(
+        session,
+        ceremony=record.ceremony,
+        key=_plan_key(record),
+        type_="plan-made",
+        body=record.model_dump(include={"plan", "deadline"}),
+        master_key=record.master_key,
+        now=now,
+    )
+
+
+def _plan_key(record: CeremonyRecord) -> str:
+    return f"ledger:plan-made:{record.plan_digest}"

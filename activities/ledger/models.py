@@ -47,7 +47,11 @@ class Ceremony(Base):
 
     __tablename__ = "ceremonies"
     __table_args__: Any = (
-        CheckConstraint("action IN ('init', 'unseal', 'seal', 'reshard', 'recover', 'drill')", name="action"),
+        CheckConstraint(
+            "action IN ('init', 'unseal', 'drill', 'seal', 'lift', 'reshard', 'recover', 'retire', 'destroy',"
+            " 'import')",
+            name="action",
+        ),
         CheckConstraint("outcome IN ('', 'done', 'refused', 'failed', 'expired')", name="outcome"),
         CheckConstraint("(outcome = '') = (closed_at IS NULL)", name="closed"),
         CheckConstraint("(plan IS NULL) = (plan_digest IS NULL)", name="plan"),
@@ -84,7 +88,8 @@ class Protection(Base):
     """A manifest: staged, or committed under the one epoch that is its own.
 
     A staged one reserves no epoch, since two ceremonies may stage for the same one; the first to commit
-    takes it. `master_key` references no row, since at init there is none before the commit.
+    takes it. `master_key` references no row, since at init there is none before the commit. A destroyed one
+    has no shards any more.
     """
 
     __tablename__ = "protections"
@@ -131,6 +136,7 @@ class Protection(Base):
     signature: Mapped[str]
     digest: Mapped[str]
     status: Mapped[str]
+    destroy_after: Mapped[str | None]
 
     shards: Mapped[list[Shard]] = relationship(order_by="Shard.index", passive_deletes="all")
 
@@ -151,6 +157,24 @@ class Shard(Base):
     ciphertext: Mapped[str]
 
 
+class Stop(Base):
+    """A custodian's order to stop: it is lifted once, and otherwise never changed."""
+
+    __tablename__ = "stops"
+    __table_args__: Any = (
+        CheckConstraint("(lifted_at IS NULL) = (lifted_by IS NULL)", name="lifted"),
+        STRICT,
+    )
+
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    master_key: Mapped[str] = mapped_column(ForeignKey(MasterKey.name), index=True)
+    document: Mapped[str]
+    signature: Mapped[str]
+    ordered_at: Mapped[str]
+    lifted_at: Mapped[str | None]
+    lifted_by: Mapped[str | None] = mapped_column(ForeignKey(Ceremony.ceremony))
+
+
 SEQUENCE = BigInteger().with_variant(Integer(), "sqlite")
 """64 bits in both: SQLite's INTEGER has them, and its STRICT tables know no BIGINT."""
 
@@ -159,12 +183,17 @@ class Event(Base):
     """One link of the hash chain: appended, never changed, never deleted."""
 
     __tablename__ = "events"
-    __table_args__: Any = (UniqueConstraint("ceremony", "key"), STRICT)
+    __table_args__: Any = (
+        UniqueConstraint("ceremony", "key"),
+        # What was recorded last of a kind, about a MasterKey.
+        Index("ix_events_master_key_type_seq", "master_key", "type", "seq"),
+        STRICT,
+    )
 
     seq: Mapped[int] = mapped_column(SEQUENCE, primary_key=True, autoincrement=False)
     ceremony: Mapped[str]
     key: Mapped[str]
-    master_key: Mapped[str] = mapped_column(index=True)
+    master_key: Mapped[str]
     type: Mapped[str]
     body: Mapped[str]
     at: Mapped[str]

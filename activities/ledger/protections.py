@@ -7,7 +7,7 @@ transaction, which no other writer shares, and again changes nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -34,11 +34,13 @@ def stage(session: Session, record: ProtectionRecord, now: datetime) -> None:
     """See `Ledger.stage`."""
     record.verify()
     where = f"attempt {record.attempt} of ceremony {record.ceremony}"
-    if record.status != "staged":
+    if record.status != "staged" or record.destroy_after is not None:
         raise LedgerConflict(f"{where} cannot begin {record.status}", subject=record.protection)
     row = _attempt(session, record.ceremony, record.attempt)
     if row is not None:
-        if to_record(row).model_copy(update={"status": "staged"}) != record:
+        known = to_record(row).model_copy(update={"status": "staged", "destroy_after": None})
+        gone = {"shards": ()} if row.status == "destroyed" else {}
+        if known != record.model_copy(update=gone):
             raise LedgerConflict(f"{where} has staged something else already", subject=record.protection)
         return
     ceremony = ceremonies.find_open(session, record.ceremony)
@@ -54,13 +56,13 @@ def stage(session: Session, record: ProtectionRecord, now: datetime) -> None:
         ceremony=record.ceremony,
         key=f"ledger:protection-staged:{record.attempt}",
         type_="protection-staged",
-        body=record.model_dump(include=_IN_EVENTS),
+        body=record.model_dump(include=IN_EVENTS),
         master_key=record.master_key,
         now=now,
     )
 
 
-def commit(session: Session, ceremony: str, attempt: int, now: datetime) -> None:
+def commit(session: Session, ceremony: str, attempt: int, retention: timedelta | None, now: datetime) -> None:
     """See `Ledger.commit`."""
     row = _attempt(session, ceremony, attempt)
     if row is None:
@@ -88,8 +90,9 @@ def commit(session: Session, ceremony: str, attempt: int, now: datetime) -> None
             f"epoch {record.epoch} of {record.protection} is not above {highest}", subject=record.protection
         )
     # In this order: the schema allows one active protection for each purpose at any moment.
+    destroy_after = None if replaced is None or retention is None else format_time(now + retention)
     if replaced is not None:
-        replaced.status = "retired"
+        replaced.status, replaced.destroy_after = "retired", destroy_after
         session.flush()
     row.status = "active"
     session.flush()
@@ -100,9 +103,10 @@ def commit(session: Session, ceremony: str, attempt: int, now: datetime) -> None
         key=f"ledger:protection-committed:{attempt}",
         type_="protection-committed",
         body={
-            **record.model_dump(include=_IN_EVENTS),
+            **record.model_dump(include=IN_EVENTS),
             "retired": replaced.digest if replaced else None,
             "discarded": [other.digest for other in discarded],
+            "destroy_after": destroy_after,
         },
         master_key=record.master_key,
         now=now,
@@ -179,7 +183,7 @@ def master_keys(session: Session) -> list[MasterKeyRecord]:
     ]
 
 
-_IN_EVENTS = {
+IN_EVENTS = {
     "protection",
     "attempt",
     "digest",
@@ -191,6 +195,7 @@ _IN_EVENTS = {
     "kcv",
     "predecessor",
 }
+"""What the events say of a protection."""
 
 
 def _attempt(session: Session, ceremony: str, attempt: int) -> Protection | None:

@@ -11,12 +11,13 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, StringConstraints, ValidationError
 
 from workflows.contracts.canonical import Base64, Digest, Message, Name, Time, digest
+from workflows.contracts.documents import Action
 from workflows.contracts.errors import LedgerCorrupt
 
 GENESIS = "sha256:" + "0" * 64
 """What the first event names as the digest of the one before it."""
 
-CeremonyAction = Literal["init", "unseal", "seal", "reshard", "recover", "drill"]
+CeremonyAction = Action | Literal["import"]
 Outcome = Literal["done", "refused", "failed", "expired"]
 Status = Literal["staged", "active", "retired", "destroyed"]
 
@@ -79,7 +80,8 @@ class ProtectionRecord(Message):
         manifest: canonical JSON text.
         signature: armoured SSH signature over it.
         digest: SHA-256 of the manifest's text.
-        shards: in the order of their indexes.
+        shards: in the order of their indexes; none once it is destroyed.
+        destroy_after: when the ciphertexts of a retired one are to be destroyed, if that was said.
     """
 
     protection: Id
@@ -98,19 +100,26 @@ class ProtectionRecord(Message):
     digest: Digest
     shards: tuple[ShardRecord, ...]
     status: Status = "staged"
+    destroy_after: Time | None = None
 
     def verify(self) -> None:
         """Check what can be checked without opening the manifest.
 
         Raises:
-            LedgerCorrupt: the digest is not the manifest's, or the shards are not numbered 1 to N.
+            LedgerCorrupt: the digest is not the manifest's, or the shards are not numbered 1 to N, or a destroyed
+                one still has some.
         """
         if digest(self.manifest.encode()) != self.digest:
             raise LedgerCorrupt(
                 f"the digest of protection {self.protection} is not that of its manifest",
                 subject=self.protection,
             )
-        if [shard.index for shard in self.shards] != list(range(1, self.count + 1)):
+        if self.status == "destroyed":
+            if self.shards:
+                raise LedgerCorrupt(
+                    f"protection {self.protection} is destroyed and still has shards", subject=self.protection
+                )
+        elif [shard.index for shard in self.shards] != list(range(1, self.count + 1)):
             raise LedgerCorrupt(
                 f"protection {self.protection} does not have its shards 1 to {self.count}",
                 subject=self.protection,
@@ -137,7 +146,7 @@ class CeremonyRecord(Message):
 
     Attributes:
         phase: the workflow's own word for how far it is.
-        plan: canonical JSON text, once there is one; never changed afterwards.
+        plan: canonical JSON text, once there is one; only a recovery changes it afterwards.
         plan_digest: SHA-256 of the plan's text.
         outcome: "" while the ceremony is open.
         detail: one line for people, about the outcome.
@@ -166,6 +175,23 @@ class CeremonyRecord(Message):
             raise LedgerCorrupt(
                 f"the digest of ceremony {self.ceremony} is not that of its plan", subject=self.ceremony
             )
+
+
+class StopRecord(Message):
+    """A custodian's order that a MasterKey is served to nobody.
+
+    Attributes:
+        digest: SHA-256 of the document's text.
+        lifted_by: the ceremony in which the governance quorum lifted it; None while it is in force.
+    """
+
+    digest: Digest
+    master_key: Name
+    document: Text
+    signature: Text
+    ordered_at: Time
+    lifted_at: Time | None = None
+    lifted_by: Id | None = None
 
 
 class EventRecord(Message):

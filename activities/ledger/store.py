@@ -8,8 +8,9 @@ the manifests they get.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 from sqlalchemy import select
@@ -19,6 +20,7 @@ from activities.ledger import ceremonies, chain, protections, schema
 from activities.ledger.chain import Head
 from activities.ledger.database import UPGRADE, Database
 from activities.ledger.models import Ceremony, Event
+from activities.ledger.orders import Orders
 from activities.ledger.records import (
     CeremonyRecord,
     EventRecord,
@@ -26,8 +28,11 @@ from activities.ledger.records import (
     Outcome,
     ProtectionRecord,
 )
+from activities.ledger.stops import Stops
 from workflows.contracts.canonical import seconds
 from workflows.contracts.errors import ConfigurationInvalid, LedgerConflict
+
+_PAGE = 100
 
 
 def _now() -> datetime:
@@ -44,6 +49,10 @@ class NewEvent(NamedTuple):
 
 class Ledger:
     """A ledger in SQLite or PostgreSQL.
+
+    Attributes:
+        orders: what a governance quorum has ordered, or what is due.
+        stops: what a custodian has ordered to stop, and who must hear of it.
 
     Calls block. Threads may share one; processes each make their own (not across a fork). All raise
     SQLAlchemy's `OperationalError` when the database cannot be reached or stays locked: try again.
@@ -62,6 +71,8 @@ class Ledger:
         """
         self._database = Database(url)
         self._clock = clock
+        self.orders = Orders(self._database, clock)
+        self.stops = Stops(self._database, clock)
 
     def upgrade(self) -> None:
         """Create the ledger, or migrate it to what this code needs. Several may do so at once.
@@ -116,14 +127,18 @@ class Ledger:
     def set_phase(
         self, ceremony: str, phase: str, *, plan: str | None = None, deadline: datetime | None = None
     ) -> None:
-        """Record how far a ceremony is, and its plan and deadline when they are known.
+        """Record how far a ceremony is, and its plan and deadline when they are known; a plan is an event, `plan-made`.
+
+        A recovery may take another plan while it is open, as long as that is a plan of this very ceremony.
 
         Raises:
             NotKnown: there is no such ceremony.
             CeremonyEnded: it is closed.
-            LedgerConflict: it has another plan already.
+            LedgerConflict: it has another plan already, or had this one before and took another.
         """
-        self._database.write(lambda s: ceremonies.set_phase(s, ceremony, phase, plan=plan, deadline=deadline))
+        self._database.write(
+            lambda s: ceremonies.set_phase(s, ceremony, phase, plan=plan, deadline=deadline, now=self._clock())
+        )
 
     def close_ceremony(self, ceremony: str, outcome: Outcome, detail: str = "") -> None:
         """Record that a ceremony ended, with the event `ceremony-closed`.
@@ -188,11 +203,16 @@ class Ledger:
         """
         self._database.write(lambda s: protections.stage(s, record, self._clock()))
 
-    def commit(self, ceremony: str, attempt: int) -> None:
+    def commit(self, ceremony: str, attempt: int, *, retention: timedelta | None = None) -> None:
         """Make a staged protection the active one of its purpose; the one before is retired.
 
         One transaction, with the event `protection-committed`. At init it creates the MasterKey. What else
         the ceremony staged is deleted.
+
+        Args:
+            ceremony: id.
+            attempt: number within the ceremony.
+            retention: how long the shards of the one before are kept; until their destruction is ordered if None.
 
         Raises:
             NotKnown: nothing is staged as this attempt.
@@ -202,7 +222,7 @@ class Ledger:
                 than the one that this was made to replace.
             LedgerCorrupt: what was staged was altered.
         """
-        self._database.write(lambda s: protections.commit(s, ceremony, attempt, self._clock()))
+        self._database.write(lambda s: protections.commit(s, ceremony, attempt, retention, self._clock()))
 
     def discard_staged(self, ceremony: str) -> int:
         """Delete what a ceremony staged and did not commit, with the event `staged-discarded` if any.
@@ -266,7 +286,7 @@ class Ledger:
 
         def work(session: Session) -> None:
             self._append(session, ceremony, events, master_key)
-            ceremonies.set_phase(session, ceremony, phase, plan=None, deadline=None)
+            ceremonies.set_phase(session, ceremony, phase, plan=None, deadline=None, now=self._clock())
 
         self._database.write(work)
 
@@ -291,6 +311,16 @@ class Ledger:
         query = select(Event).where(Event.master_key == master_key, Event.type == type_)
         query = query.order_by(Event.seq.desc()).limit(1)
         return self._database.read(lambda s: next((chain.to_record(row) for row in s.scalars(query)), None))
+
+    def newest_events(self, master_key: str, type_: str, *, limit: int) -> Iterator[EventRecord]:
+        """Events of a type about a MasterKey, the newest first, read as they are asked for; unverified."""
+        before = None
+        for _ in range(0, limit, _PAGE):
+            page = self._database.read(partial(_page, master_key=master_key, type_=type_, before=before))
+            yield from page
+            if len(page) < _PAGE:
+                return
+            before = page[-1].seq
 
     def verify_chain(self) -> Head:
         """Recompute the hash chain of all events.
@@ -335,3 +365,10 @@ class Ledger:
                 f"the ledger's schema {revision} is newer than this program",
                 next_step="install the version of masterkey that migrated it",
             )
+
+
+def _page(session: Session, *, master_key: str, type_: str, before: int | None) -> list[EventRecord]:
+    query = select(Event).where(Event.master_key == master_key, Event.type == type_)
+    if before is not None:
+        query = query.where(Event.seq < before)
+    return [chain.to_record(row) for row in session.scalars(query.order_by(Event.seq.desc()).limit(_PAGE))]

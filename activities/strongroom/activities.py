@@ -12,7 +12,7 @@ from temporalio import activity
 
 from activities.heartbeat import heartbeating
 from activities.strongroom.process import OneShot, Pool
-from activities.strongroom.session import ProtectOrRelease
+from activities.strongroom.session import SessionWork
 from workflows.contracts import names
 from workflows.contracts.authority import SESSION_LIFETIME
 from workflows.contracts.canonical import Message, Signed
@@ -23,6 +23,7 @@ from workflows.contracts.messages import (
     OpenSession,
     Protect,
     Release,
+    Reshard,
     SessionOpened,
     SessionTerms,
     StoredProtection,
@@ -80,7 +81,7 @@ class StrongroomActivities:
 
     def private(self) -> Sequence[Callable[..., Any]]:
         """What is registered on the private queue."""
-        return [self.hold_session, self.protect, self.release]
+        return [self.hold_session, self.protect, self.release, self.reshard]
 
     @activity.defn(name=names.OPEN_SESSION)
     async def open_session(self, request: OpenSession) -> SessionOpened:
@@ -120,14 +121,19 @@ class StrongroomActivities:
     @activity.defn(name=names.PROTECT)
     async def protect(self, request: Protect) -> StoredProtection:
         """Draw a MasterKey and protect it; answers with ciphertexts and the signed manifest."""
-        return await self._use(request.session, ProtectOrRelease(protect=request), StoredProtection)
+        return await self._use(request.session, SessionWork(protect=request), StoredProtection)
 
     @activity.defn(name=names.RELEASE)
     async def release(self, request: Release) -> Delivered:
         """Recombine a MasterKey and encrypt it to the recipient; answers with the signed delivery."""
-        return await self._use(request.session, ProtectOrRelease(release=request), Delivered)
+        return await self._use(request.session, SessionWork(release=request), Delivered)
 
-    async def _use(self, session: str, work: ProtectOrRelease, result: type[M]) -> M:
+    @activity.defn(name=names.RESHARD)
+    async def reshard(self, request: Reshard) -> StoredProtection:
+        """Recombine a MasterKey and protect it anew; answers with ciphertexts and the signed manifest."""
+        return await self._use(request.session, SessionWork(reshard=request), StoredProtection)
+
+    async def _use(self, session: str, work: SessionWork, result: type[M]) -> M:
         held = self._sessions.pop(session, None)
         if held is None:
             raise as_failure(SessionLost("the session was used before, or died"))

@@ -17,6 +17,7 @@ TABLES: dict[str, dict[str, object]] = {
     "azure-key-vault": {"key_id": "https://v.vault.azure.net/keys/wrap"},
     "pkcs11": {"module": "/usr/lib/softhsm/libsofthsm2.so", "token_label": "t", "key_label": "k", "pin_env": "PIN"},
     "transit": {"address": "https://bao.example:8200", "key_name": "masterkey"},
+    "offline": {"recipient": "age10md94lfjhdy5qflhypc7s0cjgglwas9ju9ycl4t5pst927cc49rs3uca0m"},
 }
 
 

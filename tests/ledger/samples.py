@@ -20,7 +20,7 @@ from sqlalchemy import Engine, Row, create_engine, event
 from activities.ledger import CeremonyRecord, Ledger, ProtectionRecord, ShardRecord
 from activities.ledger.models import Base
 from activities.ledger.records import GENESIS, CeremonyAction
-from workflows.contracts.canonical import canonical_json, digest, encode64
+from workflows.contracts.canonical import Signed, canonical_json, digest, encode64
 
 START = datetime(2026, 11, 23, 20, 0, tzinfo=UTC)
 
@@ -104,6 +104,19 @@ def prepare_reshard(ledger: Ledger, name: str = "eu10.reshard.1", **changes: Any
     staged = protection(name, **fields)
     ledger.stage(staged)
     return staged
+
+
+def stop(number: int = 1, name: str = "eu10") -> Signed:
+    """A stop as the ledger sees it: opaque."""
+    return Signed(document=canonical_json({"master_key": name, "number": number}).decode(), signature="opaque")
+
+
+def order_stop(ledger: Ledger, number: int = 1, name: str = "eu10") -> Signed:
+    """A seal ceremony that orders a stop."""
+    seal = f"{name}.seal.{number}"
+    ledger.open_ceremony(ceremony(seal, action="seal"), {})
+    ledger.stops.order(seal, name, stop(number, name))
+    return stop(number, name)
 
 
 def types(ledger: Ledger) -> list[str]:

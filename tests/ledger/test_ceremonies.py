@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 from activities.ledger import Ledger
 from tests.ledger.samples import START, Clock, ceremony, sql, tamper, types
 from workflows.contracts.canonical import digest
-from workflows.contracts.errors import CeremonyEnded, LedgerConflict, LedgerCorrupt, NotKnown
+from workflows.contracts.documents import Plan
+from workflows.contracts.errors import ApprovalInvalid, CeremonyEnded, LedgerConflict, LedgerCorrupt, NotKnown
 
 PLAN = '{"action":"init"}'
 
@@ -17,7 +19,16 @@ def test_an_opened_ceremony_is_read_as_it_was_written(ledger: Ledger) -> None:
     record = ceremony(plan=PLAN, plan_digest=digest(PLAN.encode()), deadline=START + timedelta(days=3))
     ledger.open_ceremony(record, {"by": "operator"})
     assert ledger.ceremony(record.ceremony) == record
-    assert [(event.type, event.body) for event in ledger.events()] == [("ceremony-opened", '{"by":"operator"}')]
+    opened, planned = ledger.events()
+    assert (opened.type, json.loads(opened.body)) == (
+        "ceremony-opened",
+        {
+            "by": "operator",
+            "opened": {"action": "init", "opened_at": "2026-11-23T20:00:00Z", "workflow_id": "init-eu10.init.1"},
+        },
+    )
+    body = {"plan": PLAN, "deadline": "2026-11-26T20:00:00Z"}
+    assert (planned.type, json.loads(planned.body)) == ("plan-made", body)
 
 
 def test_opening_again_changes_nothing_even_later(ledger: Ledger, clock: Clock) -> None:
@@ -28,7 +39,7 @@ def test_opening_again_changes_nothing_even_later(ledger: Ledger, clock: Clock) 
     clock.advance(hours=1)
     ledger.open_ceremony(ceremony(), {})
     assert ledger.ceremony("eu10.init.1") == before
-    assert types(ledger) == ["ceremony-opened", "ceremony-closed"]
+    assert types(ledger) == ["ceremony-opened", "plan-made", "ceremony-closed"]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +95,45 @@ def test_a_plan_is_never_replaced(ledger: Ledger) -> None:
     with pytest.raises(LedgerConflict):
         ledger.set_phase("eu10.init.1", "approving", plan="{}")
     assert ledger.ceremony("eu10.init.1").plan == PLAN
+
+
+def plan(ceremony: str, note: str) -> str:
+    """A valid plan to lift a stop; that is enough for the ledger, which reads only whose it is."""
+    made = Plan(
+        action="lift",
+        master_key="eu10",
+        ceremony=ceremony,
+        governance_quorum=1,
+        source=None,
+        target=None,
+        recipient=None,
+        strongroom="SHA256:" + "A" * 43,
+        roster=digest(note.encode()),
+        created=START,
+        expires=START + timedelta(hours=1),
+    )
+    return made.canonical().decode()
+
+
+def test_only_a_recovery_takes_another_plan_and_every_plan_is_an_event(ledger: Ledger) -> None:
+    name = "eu10.recover.0123456789ab"
+    ledger.open_ceremony(ceremony(name, action="recover"), {})
+    plans = [plan(name, note) for note in ("first", "second")]
+    for text in plans:
+        for _ in range(2):
+            ledger.set_phase(name, "quorum", plan=text, deadline=START)
+    assert ledger.ceremony(name).plan == plans[1]
+    assert [json.loads(e.body)["plan"] for e in ledger.events() if e.type == "plan-made"] == plans
+    with pytest.raises(LedgerConflict, match="was replaced"):
+        ledger.set_phase(name, "quorum", plan=plans[0], deadline=START)
+    with pytest.raises(LedgerConflict):
+        ledger.set_phase(name, "quorum", plan=plan("eu10.recover.ba9876543210", "third"))
+    with pytest.raises(ApprovalInvalid):
+        ledger.set_phase(name, "quorum", plan="{}")
+    ledger.close_ceremony(name, "refused")
+    with pytest.raises(CeremonyEnded):
+        ledger.set_phase(name, "quorum", plan=plan(name, "fourth"))
+    assert ledger.ceremony(name).plan == plans[1]
 
 
 def test_closing_twice_closes_once(ledger: Ledger, clock: Clock) -> None:

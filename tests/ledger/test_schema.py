@@ -10,17 +10,17 @@ from sqlalchemy import CheckConstraint, create_engine, inspect
 from sqlalchemy.exc import DatabaseError
 
 from activities.ledger import Ledger, schema
+from activities.ledger.database import Database
 from activities.ledger.models import Base
 from tests.ledger.conftest import Shared
-from tests.ledger.samples import make_master_key, prepare_reshard, sql, tamper
-from workflows.contracts.errors import ConfigurationInvalid
+from tests.ledger.samples import ceremony, make_master_key, order_stop, prepare_reshard, sql, stop, tamper
+from workflows.contracts.errors import ConfigurationInvalid, LedgerConflict
 
 
 def migrate(url: str, revision: str) -> None:
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        schema.downgrade(connection, revision)
-    engine.dispose()
+    database = Database(url)
+    database.define(lambda connection: schema.downgrade(connection, revision))
+    database.close()
 
 
 def test_the_migrations_lead_to_what_the_models_say(url: str) -> None:
@@ -89,7 +89,7 @@ def test_a_ledger_of_newer_code_is_left_alone(ledger: Ledger, url: str) -> None:
 
 
 def test_an_older_ledger_asks_for_an_upgrade(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "head", lambda: "0002")
+    monkeypatch.setattr(schema, "head", lambda: "0003")
     with pytest.raises(ConfigurationInvalid) as caught:
         ledger.check()
     assert "masterkey ledger upgrade" in caught.value.next_step
@@ -134,6 +134,9 @@ REFUSED = [
     "UPDATE protections SET signature = ''",
     "UPDATE protections SET predecessor = 'x'",
     "UPDATE protections SET threshold = 3",
+    "UPDATE protections SET destroy_after = '2026-11-23T20:00:00Z' WHERE status = 'retired'",
+    "UPDATE protections SET destroy_after = '2026-11-23T20:00:00Z' WHERE status = 'active'",
+    "UPDATE protections SET destroy_after = '2026-11-23T20:00:00Z' WHERE status = 'staged'",
     "UPDATE protections SET status = 'staged' WHERE status = 'active'",
     "UPDATE protections SET status = 'destroyed' WHERE status = 'active'",
     "UPDATE protections SET status = 'active' WHERE status = 'retired'",
@@ -143,6 +146,17 @@ REFUSED = [
     "DELETE FROM protections WHERE status = 'retired'",
     "UPDATE shards SET ciphertext = ''",
     "DELETE FROM shards WHERE protection = 'eu10.init.1.1'",
+    "DELETE FROM shards WHERE protection IN (SELECT protection FROM protections WHERE status = 'retired')",
+    "UPDATE stops SET document = '{}'",
+    "UPDATE stops SET ordered_at = 'x'",
+    "UPDATE stops SET lifted_at = 'x'",
+    "UPDATE stops SET lifted_at = NULL, lifted_by = NULL WHERE lifted_at IS NOT NULL",
+    "UPDATE stops SET lifted_at = 'x' WHERE lifted_at IS NOT NULL",
+    "DELETE FROM stops",
+    "INSERT INTO stops VALUES ('d', 'us20', '{}', '', 'x', NULL, NULL)",
+    "INSERT INTO stops VALUES ('d', 'eu10', '{}', '', 'x', 'x', 'eu10.lift.1')",
+    "UPDATE ceremonies SET plan = '{}', plan_digest = 'x' WHERE ceremony = 'eu10.reshard.2'",
+    "UPDATE ceremonies SET plan = NULL, plan_digest = NULL WHERE ceremony = 'eu10.recover.1'",
     "INSERT INTO shards SELECT protection, 9, '', '', '', '', '', '' FROM protections WHERE status = 'active'",
     "INSERT INTO shards SELECT protection, 1, '', '', '', '', '', '' FROM protections WHERE status = 'staged'",
     "INSERT INTO shards SELECT protection, 0, '', '', '', '', '', '' FROM protections WHERE status = 'staged'",
@@ -160,6 +174,7 @@ def copy_of_staged(**values: object) -> str:
 
 REFUSED_COPIES: list[dict[str, object]] = [
     {"status": "'active'"},
+    {"destroy_after": "'2026-11-23T20:00:00Z'"},
     {"digest": "digest"},
     {"attempt": "attempt"},
     {"protection": "protection"},
@@ -177,24 +192,82 @@ REFUSED_COPIES: list[dict[str, object]] = [
 
 @pytest.fixture
 def full_url(ledger: Ledger, url: str) -> str:
-    """A ledger with a retired, an active and a staged protection."""
+    """A ledger with a retired, an active and a staged protection, a stop in force and a lifted one."""
     make_master_key(ledger)
     prepare_reshard(ledger)
     ledger.commit("eu10.reshard.1", 1)
     prepare_reshard(ledger, "eu10.reshard.2")
+    ledger.set_phase("eu10.reshard.2", "approving", plan="{}  ")
+    ledger.open_ceremony(ceremony("eu10.recover.1", action="recover"), {})
+    ledger.set_phase("eu10.recover.1", "approving", plan="{}")
+    for number in (1, 2):
+        order_stop(ledger, number)
+    ledger.open_ceremony(ceremony("eu10.lift.1", action="lift"), {})
+    ledger.stops.lift("eu10.lift.1", (stop(1).digest,))
     return url
 
 
 def test_the_schema_refuses_what_contradicts_it_without_any_code(full_url: str, ledger: Ledger) -> None:
-    before = (ledger.protections("eu10"), ledger.ceremonies(), ledger.verify_chain())
+    def everything() -> tuple[object, ...]:
+        stops = sql(full_url, "SELECT * FROM stops ORDER BY digest")
+        return ledger.protections("eu10"), ledger.ceremonies(), ledger.verify_chain(), stops
+
+    before = everything()
     for statement in [*REFUSED, *(copy_of_staged(**values) for values in REFUSED_COPIES)]:
         with pytest.raises(DatabaseError):
             sql(full_url, statement)
-    assert (ledger.protections("eu10"), ledger.ceremonies(), ledger.verify_chain()) == before
+    assert everything() == before
 
 
 def test_what_the_schema_refuses_is_otherwise_possible(full_url: str) -> None:
     sql(full_url, copy_of_staged())
+    sql(full_url, "UPDATE ceremonies SET plan = '{ }', plan_digest = 'x' WHERE ceremony = 'eu10.recover.1'")
+    sql(full_url, "UPDATE stops SET lifted_at = 'x', lifted_by = 'eu10.lift.1' WHERE lifted_at IS NULL")
+    sql(
+        full_url,
+        "UPDATE protections SET status = 'destroyed' WHERE status = 'retired'",
+        "DELETE FROM shards WHERE protection IN (SELECT protection FROM protections WHERE status = 'destroyed')",
+    )
+    soon = "UPDATE protections SET status = 'retired', destroy_after = 'x' WHERE status = 'active'"
+    sql(full_url, soon)
+
+
+def test_what_an_older_ledger_holds_survives_the_way_up_and_down_and_up_again(empty_url: str) -> None:
+    ledger = Ledger(empty_url)
+    ledger.upgrade()
+    make_master_key(ledger)
+    prepare_reshard(ledger)
+    ledger.commit("eu10.reshard.1", 1)
+    ledger.append("eu10.reshard.1", "k", "noted", {}, "eu10")
+    everything = ("ceremonies", "master_keys", "protections", "shards", "events", "chain_head")
+
+    def contents() -> dict[str, list[tuple[object, ...]]]:
+        tables = {name: Base.metadata.tables[name] for name in everything}
+        columns = {n: [c.name for c in t.columns if c.name != "destroy_after"] for n, t in tables.items()}
+        return {n: [tuple(r) for r in sql(empty_url, f"SELECT {', '.join(c)} FROM {n}")] for n, c in columns.items()}  # noqa: S608
+
+    before, head = contents(), ledger.verify_chain()
+    migrate(empty_url, "0001")
+    with pytest.raises(ConfigurationInvalid, match="0001"):
+        ledger.check()
+    assert contents() == before
+    with pytest.raises(DatabaseError):
+        sql(empty_url, "UPDATE ceremonies SET master_key = 'us20'")
+    with pytest.raises(DatabaseError):
+        sql(empty_url, "DELETE FROM ceremonies")
+    with pytest.raises(DatabaseError):
+        sql(empty_url, "UPDATE ceremonies SET action = 'lift' WHERE outcome = ''")
+    ledger.upgrade()
+    assert contents() == before
+    assert ledger.verify_chain() == head
+    ledger.open_ceremony(ceremony("eu10.lift.1", action="lift"), {})
+    with pytest.raises(DatabaseError):
+        sql(empty_url, "DELETE FROM ceremonies")
+    with pytest.raises(LedgerConflict):  # a ceremony of a kind that the older schema does not know
+        migrate(empty_url, "0001")
+    ledger.check()
+    assert ledger.ceremony("eu10.lift.1").action == "lift"
+    ledger.close()
 
 
 def test_postgresql_does_not_truncate_a_table_either(postgresql: Shared) -> None:

@@ -14,7 +14,19 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from workers.cli import ceremonies, demo, drill, roster, run_workers, unseal
+from workers.cli import (
+    ceremonies,
+    contribute,
+    demo,
+    drill,
+    offline,
+    recover,
+    reshard,
+    roster,
+    run_workers,
+    seal,
+    unseal,
+)
 from workers.cli.output import OPTIONS, refuse
 from workflows.contracts.errors import MasterKeyError
 
@@ -46,7 +58,13 @@ app.command("status")(ceremonies.status)
 app.add_typer(ceremonies.app, name="ceremony")
 app.command("approve")(ceremonies.approve)
 app.command("reject")(ceremonies.reject)
+app.command("contribute")(contribute.contribute)
+app.add_typer(offline.app, name="offline")
 app.command("drill")(drill.drill)
+app.command("seal")(seal.seal)
+app.command("reshard")(reshard.reshard)
+app.command("destroy")(reshard.destroy)
+app.command("recover")(recover.recover)
 app.command("unseal", context_settings={"allow_extra_args": True, "ignore_unknown_options": False})(unseal.unseal)
 
 

@@ -7,16 +7,20 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
 from workers.cli.output import OPTIONS, answer, plain, run, say
 from workers.cli.progress import lines, live
-from workflows.contracts.errors import ApprovalInvalid, ConfigurationInvalid, NotKnown, PlanInvalid
+from workers.cli.topology import shard_requests, validated
+from workflows.contracts.errors import ApprovalInvalid, ConfigurationInvalid, MasterKeyError, NotKnown
+
+if TYPE_CHECKING:
+    from workflows.contracts.canonical import Signed
+    from workflows.contracts.roster import Roster
 
 _PLANNING_SECONDS = 30
 """How long to wait for the plan of a ceremony that has just been started."""
@@ -34,36 +38,26 @@ def init(
         list[str], typer.Option(help="NAME or NAME:CUSTODIAN[+DEPUTY...]; once for each shard, in order.")
     ],
     threshold: Annotated[int, typer.Option(help="M, how many shards recover it (sss).")] = 1,
+    purpose: Annotated[str, typer.Option(help="primary or emergency.")] = "primary",
     strongroom: Annotated[str, typer.Option(help="Name of the strongroom; the roster's first by default.")] = "",
     deadline_hours: Annotated[float, typer.Option(help="How long the quorum may take.")] = 72.0,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end, showing progress.")] = True,
 ) -> None:
     """Create a MasterKey, once the governance quorum has approved."""
-    from workflows.contracts.messages import InitRequest, ShardRequest
+    from workflows.contracts.messages import InitRequest
     from workflows.contracts.names import new_ceremony_id
 
-    shards = []
-    for word in keystore:
-        keystore_name, _, custodians = word.partition(":")
-        shards.append({"keystore": keystore_name, "custodians": tuple(filter(None, custodians.split("+")))})
-    try:
-        request = InitRequest(
-            ceremony=new_ceremony_id(name, "init"),
-            master_key=name,
-            mode=mode,
-            threshold=threshold,
-            shards=tuple(ShardRequest.model_validate(shard) for shard in shards),
-            strongroom=strongroom,
-            quorum_timeout_seconds=round(deadline_hours * 3600),
-        )
-    except ValidationError as error:
-        # The ceremony's id is made from the name, so a bad name shows twice; the last is the user's own word.
-        last = error.errors(include_input=False, include_url=False)[-1]
-        where = ".".join(str(part) for part in last["loc"])
-        raise PlanInvalid(
-            f"{where}: {last['msg']}",
-            next_step="names are lower case letters, digits and hyphens; see `masterkey init --help`",
-        ) from None
+    fields = {
+        "ceremony": new_ceremony_id(name, "init"),
+        "master_key": name,
+        "mode": mode,
+        "threshold": threshold,
+        "shards": shard_requests(keystore),
+        "purpose": purpose,
+        "strongroom": strongroom,
+        "quorum_timeout_seconds": round(deadline_hours * 3600),
+    }
+    request = validated(InitRequest, fields, "init")
     run(_init(request, wait))
 
 
@@ -107,6 +101,7 @@ async def _status(name: str | None) -> None:
     from workers import ceremony_client
     from workers.connection import connect
     from workflows.contracts.authority import check_manifest
+    from workflows.contracts.documents import CLASSICAL
     from workflows.contracts.messages import ReportRequest
     from workflows.drill import summary
 
@@ -127,7 +122,8 @@ async def _status(name: str | None) -> None:
             "manifest": entry.manifest.digest,
             "approvals": len(manifest.authority),
             "created": manifest.created.isoformat(),
-            "classical_shards": sum(shard.mechanism == "rsa-oaep" for shard in manifest.shards),
+            "destroy_after": entry.destroy_after,
+            "classical_shards": sum(shard.mechanism in CLASSICAL for shard in manifest.shards),
             "shards": [
                 {
                     "index": shard.binding.index,
@@ -142,6 +138,7 @@ async def _status(name: str | None) -> None:
         }
         for manifest, entry in found
     ]
+    stops = [_stop(signed, chain.current) for signed in report.stops]
     running = [entry.model_dump() for entry in report.ceremonies if not entry.outcome]
 
     def text() -> None:
@@ -152,12 +149,18 @@ async def _status(name: str | None) -> None:
             for shard in manifest.shards:
                 custody = f", released by {' or '.join(shard.custodians)}" if shard.custodians else ""
                 say(f"  shard {shard.binding.index}: {shard.binding.keystore} ({shard.binding.key_id}){custody}")
-            if classical := sum(shard.mechanism == "rsa-oaep" for shard in manifest.shards):
-                say(f"  note: {classical} data keys are wrapped with RSA-OAEP, which is not post-quantum")
+            if classical := [shard.mechanism for shard in manifest.shards if shard.mechanism in CLASSICAL]:
+                kinds = " and ".join(sorted(set(classical)))
+                say(f"  note: {len(classical)} data keys are wrapped with {kinds}, which is not post-quantum")
+            if entry.destroy_after is not None and entry.status == "retired":
+                say(f"  its ciphertexts are destroyed after {entry.destroy_after}")
             if len({m.mode for m, e in found if m.master_key == manifest.master_key and e.status == "active"}) > 1:
                 say("  note: an active seal protection beside an sss one lowers the whole to seal")
         if not found:
             say("there is no MasterKey yet")
+        for stop in stops:
+            say(f"{stop['master_key']} IS STOPPED by {stop['ordered_by']} since {stop['issued']}: {stop['reason']}")
+            say(f"  lift it with the governance quorum: masterkey seal {stop['master_key']} --lift")
         for drill in report.drills:
             say(f"{drill.master_key} drilled {drill.at:%Y-%m-%d %H:%M} UTC: {summary(drill)}")
         undrilled = {m.master_key for m, _ in found} - {drill.master_key for drill in report.drills}
@@ -173,11 +176,31 @@ async def _status(name: str | None) -> None:
             "protections": protections,
             "running": running,
             "drills": drills,
+            "stops": stops,
             "events": report.events,
             "head": report.head,
         },
         text,
     )
+
+
+def _stop(signed: Signed, roster: Roster) -> dict[str, str]:
+    """A stop in force, in words; who ordered it may have left since."""
+    from workflows.contracts.authority import check_stop
+    from workflows.contracts.documents import Stop
+
+    stop = Stop.parse(signed.document.encode())
+    try:
+        who = check_stop(roster, signed, None)[1]
+    except ApprovalInvalid:
+        who = f"UNKNOWN {stop.custodian}"
+    return {
+        "master_key": stop.master_key,
+        "ordered_by": who,
+        "issued": f"{stop.issued:%Y-%m-%d %H:%M:%S} UTC",
+        "reason": stop.reason,
+        "stop": signed.digest,
+    }
 
 
 @app.command("list")
@@ -296,6 +319,7 @@ def _decide(
     elif key is not None and statement_file is None and signature_file is None:
         document = run(_statement(ceremony, key, decision, hours))
         say(_render(document))
+        run(_say_difference(document))
         if not yes:
             if not sys.stdin.isatty():
                 raise ConfigurationInvalid("nobody can be asked here", next_step="add --yes to sign without asking")
@@ -352,6 +376,29 @@ async def _statement(ceremony: str, key: Path, decision: Literal["approve", "rej
         issued=now,
         expires=expires,
     ).canonical()
+
+
+async def _say_difference(document: bytes) -> None:
+    """What a plan changes, from manifests whose signatures and digests are checked here."""
+    from workers.cli.topology import manifests
+    from workers.connection import connect
+    from workflows.contracts.difference import difference
+    from workflows.contracts.documents import Approval
+
+    plan = Approval.parse(document).plan
+    if plan.target is None or plan.source is None:
+        return
+    before = None
+    if plan.target.predecessor is not None:
+        try:
+            found = {digest: m for m, digest, _ in await manifests(await connect(), plan.master_key)}
+            before = found[plan.target.predecessor]
+        except (MasterKeyError, KeyError):
+            say("\n  WARNING: the protection that this replaces could not be shown: compare the digest above yourself")
+            return
+    say("\n  what changes:")
+    for line in difference(before, plan.target):
+        say(f"    {line}")
 
 
 def _render(document: bytes) -> str:

@@ -13,14 +13,30 @@ from rich.text import Text
 from workers.cli.output import OPTIONS, plain
 
 if TYPE_CHECKING:
-    from workflows.contracts.messages import CeremonyStatus
+    from workflows.contracts.messages import CeremonyStatus, KeystoreHealth
 
+_SAID = {
+    "assessing": "asking every keystore whether it can still give back its part",
+    "reconstructing": "opening the old protection and making the new one, in one session of the strongroom",
+    "proving": "every keystore proves that it can give back its new part; nothing is changed yet",
+    "committing": "the new protection is put in force, and keystores are told to refuse the old one",
+    "stopping": "telling keystores and recipients to stop",
+    "ordering": "the quorum stands: doing it, and telling the keystores",
+    "waiting": "too little answers at the moment: it tries again, and goes on by itself when it can",
+}
+_HEALTHY = ("healthy", "offline")
 _MARKS = {"waiting": "·", "asked": "…", "answered": "✓", "failed": "✗", "quarantined": "✗"}
 
 
 def lines(status: CeremonyStatus) -> list[str]:
     """A status in words."""
     found = [f"{status.action} {status.master_key}: {status.phase}   ({status.ceremony})"]
+    if status.phase in _SAID:
+        found.append(f"  {_SAID[status.phase]}")
+    for health in status.health:
+        found.append(f"  {'✓' if health.state in _HEALTHY else '✗'} {_health(health)}")
+    for change in status.changes:
+        found.append(f"  plan          {change}")
     if status.approved_by:
         found.append(f"  approved by   {', '.join(status.approved_by)}")
     if status.rejected_by:
@@ -31,12 +47,24 @@ def lines(status: CeremonyStatus) -> list[str]:
         found.append(f"  not heard of  {', '.join(status.missing)}")
     if status.deadline is not None and status.needed:
         found.append(f"  deadline      {status.deadline:%Y-%m-%d %H:%M} UTC")
+    for name in status.wanted:
+        found.append(
+            f"  could use     the custodian of {name}: masterkey contribute {status.ceremony} --keystore {name}"
+        )
     for keystore in status.keystores:
         told = f": {keystore.error}: {keystore.detail}" if keystore.error else ""
         found.append(f"  {_MARKS[keystore.state]} {keystore.keystore} {keystore.state}{told}")
     if status.detail:
         found.append(f"  {status.detail}")
     return [plain(line) for line in found]
+
+
+def _health(health: KeystoreHealth) -> str:
+    proven = f", last proven {health.proven:%Y-%m-%d %H:%M} UTC" if health.proven else ""
+    if health.state in _HEALTHY:
+        return f"{health.keystore}: {health.state}{proven}"
+    since = f" since {health.since:%Y-%m-%d %H:%M:%S} UTC" if health.since else ""
+    return f"{health.keystore}: {health.state.upper()}{since}{proven}: {health.detail}"
 
 
 @contextmanager

@@ -44,9 +44,10 @@ async def _unseal(name: str, command: Sequence[str], fd: int | None, deadline_ho
     from activities.strongroom.process import Pool
     from workers import ceremony_client
     from workers.connection import connect
+    from workers.holding import acknowledge, hold
     from workflows.contracts.authority import SEAL_REQUEST_LIFETIME, check_manifest
     from workflows.contracts.canonical import Signed, seconds
-    from workflows.contracts.messages import ReportRequest, UnsealRequest, UnsealResult
+    from workflows.contracts.messages import HoldRequest, ReportRequest, UnsealRequest, UnsealResult
     from workflows.contracts.names import new_ceremony_id
 
     configuration = OPTIONS.load()
@@ -102,10 +103,17 @@ async def _unseal(name: str, command: Sequence[str], fd: int | None, deadline_ho
         with live() as show:
             result = await ceremony_client.watch(handle, UnsealResult, show)
         handover = recipient.Handover(delivered=result.delivered).model_dump_json().encode()
-        code = await _hand_over(process, handover, command, fd)
+        child = await _hand_over(process, handover, command, fd)
     finally:
         pool.release(process)
         await pool.close()
+    code, stopped = 0, False
+    if child is not None:
+        holding = HoldRequest(ceremony=terms.ceremony, master_key=name)
+        stop = await hold(client, holding, child, source)
+        if stop is not None:
+            await acknowledge(client, stop, holding, configuration.path(section.identity))
+        code, stopped = child.returncode, stop is not None
     data = {
         "ceremony": result.ceremony,
         "master_key": name,
@@ -114,15 +122,19 @@ async def _unseal(name: str, command: Sequence[str], fd: int | None, deadline_ho
         "served_by": list(result.served_by),
         "failed": list(result.failed),
         "exit_code": code,
+        "stopped": stopped,
     }
-    answer(data, lambda: say(f"{name} was delivered; served by {', '.join(result.served_by)}"))
-    return code
+    end = "; a custodian's stop ended the program" if stopped else ""
+    answer(data, lambda: say(f"{name} was delivered; served by {', '.join(result.served_by)}{end}"))
+    return 1 if stopped else code
 
 
-async def _hand_over(process: Any, handover: bytes, command: Sequence[str], fd: int | None) -> int:
+async def _hand_over(
+    process: Any, handover: bytes, command: Sequence[str], fd: int | None
+) -> subprocess.Popen[bytes] | None:
     if fd is not None:
         await _deliver(process, handover, fd)
-        return 0
+        return None
     reading, writing = os.pipe()
     try:
         # The key is opened and checked before the program starts: it never runs with a wrong one. A pipe
@@ -133,7 +145,7 @@ async def _hand_over(process: Any, handover: bytes, command: Sequence[str], fd: 
         environment = {**os.environ, DESCRIPTOR_VARIABLE: str(reading)}
         try:
             # Standard output belongs to the JSON answer under --json.
-            child = subprocess.Popen(  # noqa: S603, ASYNC220 - the operator's own command, without a shell
+            return subprocess.Popen(  # noqa: S603, ASYNC220 - the operator's own command, without a shell
                 list(command),
                 pass_fds=(reading,),
                 env=environment,
@@ -141,7 +153,6 @@ async def _hand_over(process: Any, handover: bytes, command: Sequence[str], fd: 
             )
         except OSError as error:
             raise ConfigurationInvalid(f"cannot run {command[0]}: {error.strerror}") from None
-        return await asyncio.to_thread(child.wait)
     finally:
         os.close(reading)
         if writing >= 0:

@@ -144,6 +144,13 @@ class BundleInvalid(MasterKeyError):
     default_next_step = "do not use this file; get another copy and run `masterkey bundle verify` on it"
 
 
+class BundleUnavailable(MasterKeyError):
+    """A place where bundles are kept cannot be written or read at this moment; `subject` is the place."""
+
+    retryable = True
+    default_next_step = "check [bundle] in the orchestrator's configuration, and the folder or bucket that it names"
+
+
 class LedgerConflict(MasterKeyError):
     """The ledger refuses a write that contradicts what it holds."""
 

@@ -496,9 +496,10 @@ class CollectRequest(Message):
 
 
 class SurveyRequest(Message):
-    """Start of `SurveyWorkflow`: ask keystore workers what they remember."""
+    """Start of `SurveyWorkflow`: ask keystore workers what they remember, over a nonce of the caller's."""
 
     keystores: tuple[Name, ...]
+    nonce: Nonce
 
 
 class Contribution(Message):
@@ -610,11 +611,16 @@ class InitResult(Message):
 
 
 class OldKey(Message):
-    """A version of a KMS key that still opens what was retired: whoever has a copy needs nothing else."""
+    """A version of a KMS key that still opens what was retired: whoever has a copy needs nothing else.
+
+    Attributes:
+        in_use: it also wraps a data key of what is in force: rotate the key and reshard before it is destroyed.
+    """
 
     keystore: str
     key_id: str
     key_version: str
+    in_use: bool = False
 
 
 class ReshardResult(Message):

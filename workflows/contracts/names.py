@@ -69,6 +69,14 @@ def new_ceremony_id(master_key: str, action: Action) -> str:
     return f"{master_key}.{action}.{secrets.token_hex(6)}"
 
 
+HOLD_SUFFIX = "/hold"
+
+
+def hold_id(ceremony: str) -> str:
+    """The id of the workflow by which whoever got a MasterKey in this ceremony hears of a stop."""
+    return f"masterkey/{ceremony}{HOLD_SUFFIX}"
+
+
 def workflow_id(ceremony: str) -> str:
     """The id of the workflow that runs a ceremony.
 

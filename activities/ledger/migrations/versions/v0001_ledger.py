@@ -1,15 +1,12 @@
-"""The ledger: ceremonies, MasterKeys, protections, shards, events, and the triggers that guard them.
-
-The triggers stop a mistake, and an intruder who has no more than the application's rights to write rows.
-They do not stop the owner of the tables.
-"""
+"""The ledger: ceremonies, MasterKeys, protections, shards, events, and the triggers that guard them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import sqlalchemy as sa
 from alembic import op
+
+from activities.ledger.migrations import triggers
+from activities.ledger.migrations.triggers import STAGED, Rule, differs
 
 revision = "0001"
 down_revision = None
@@ -20,20 +17,17 @@ depends_on = None
 def upgrade() -> None:
     """Create the tables, their triggers, and the head of an empty chain."""
     _tables()
-    if op.get_context().dialect.name == "sqlite":
-        _triggers_sqlite()
-    else:
-        _triggers_postgresql()
+    triggers.create(RULES)
+    triggers.create_truncate_function()
+    triggers.refuse_truncate(sorted({rule.table for rule in RULES}))
 
 
 def downgrade() -> None:
     """Drop everything; the triggers go with their tables."""
     for table in ("shards", "protections", "master_keys", "ceremonies", "chain_head", "events"):
         op.drop_table(table)
-    if op.get_context().dialect.name != "sqlite":
-        for rule in RULES:
-            op.execute(f"DROP FUNCTION {rule.name}()")
-        op.execute("DROP FUNCTION ledger_refuse_truncate()")
+    triggers.drop_functions(RULES)
+    triggers.drop_truncate_function()
 
 
 def _text(name: str, *, null: bool = False) -> sa.Column[str]:
@@ -180,27 +174,7 @@ def _tables() -> None:
     op.bulk_insert(head, [{"id": 1, "seq": 0, "digest": f"sha256:{'0' * 64}"}])
 
 
-class Rule(NamedTuple):
-    """One trigger, in words that both databases understand.
-
-    Attributes:
-        name: of the trigger, and in PostgreSQL of its function.
-        condition: SQL over OLD and NEW; where it holds, the statement is refused.
-    """
-
-    name: str
-    table: str
-    operation: str
-    condition: str
-    message: str
-
-
-def _differs(*columns: str) -> str:
-    return " OR ".join(f"NEW.{column} <> OLD.{column}" for column in columns)
-
-
-_STAGED = "EXISTS (SELECT 1 FROM protections p WHERE p.protection = {row}.protection AND p.status = 'staged')"
-_COMMITTED = _STAGED.replace("p.status =", "p.status <>")
+_COMMITTED = STAGED.replace("p.status =", "p.status <>")
 
 RULES = (
     Rule(
@@ -227,7 +201,7 @@ RULES = (
         "ceremonies",
         "UPDATE",
         "OLD.outcome <> '' OR (OLD.plan IS NOT NULL AND (NEW.plan IS NULL OR NEW.plan <> OLD.plan))"
-        f" OR {_differs('ceremony', 'workflow_id', 'master_key', 'action', 'opened_at')}",
+        f" OR {differs('ceremony', 'workflow_id', 'master_key', 'action', 'opened_at')}",
         "what a ceremony is never changes, nor does a closed one",
     ),
     Rule("ceremonies_delete", "ceremonies", "DELETE", "1 = 1", "a ceremony is never deleted"),
@@ -243,7 +217,7 @@ RULES = (
         "protections",
         "UPDATE",
         "coalesce(NEW.predecessor, '') <> coalesce(OLD.predecessor, '') OR "
-        + _differs(
+        + differs(
             "protection",
             "master_key",
             "purpose",
@@ -281,7 +255,7 @@ RULES = (
         "shards_insert",
         "shards",
         "INSERT",
-        "NOT " + _STAGED.format(row="NEW"),
+        "NOT " + STAGED.format(row="NEW"),
         "a committed protection gets no other shards",
     ),
     Rule("shards_update", "shards", "UPDATE", "1 = 1", "a shard is never changed"),
@@ -293,37 +267,3 @@ RULES = (
         "a shard of a committed protection is never deleted",
     ),
 )
-
-
-def _triggers_sqlite() -> None:
-    for rule in RULES:
-        op.execute(
-            f"CREATE TRIGGER {rule.name} BEFORE {rule.operation} ON {rule.table} FOR EACH ROW"
-            f" WHEN {rule.condition} BEGIN SELECT RAISE(ABORT, '{rule.message}'); END"
-        )
-
-
-def _triggers_postgresql() -> None:
-    # A WHEN clause may not look at other tables there, so the condition is in a function.
-    for rule in RULES:
-        row = "OLD" if rule.operation == "DELETE" else "NEW"
-        op.execute(
-            f"CREATE FUNCTION {rule.name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-            f" IF {rule.condition} THEN RAISE EXCEPTION USING"
-            f" MESSAGE = '{rule.message}', ERRCODE = 'integrity_constraint_violation'; END IF;"
-            f" RETURN {row}; END $$"
-        )
-        op.execute(
-            f"CREATE TRIGGER {rule.name} BEFORE {rule.operation} ON {rule.table} FOR EACH ROW"
-            f" EXECUTE FUNCTION {rule.name}()"
-        )
-    op.execute(
-        "CREATE FUNCTION ledger_refuse_truncate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        " RAISE EXCEPTION USING MESSAGE = 'a table of the ledger is never emptied',"
-        " ERRCODE = 'integrity_constraint_violation'; END $$"
-    )
-    for table in sorted({rule.table for rule in RULES}):
-        op.execute(
-            f"CREATE TRIGGER {table}_truncate BEFORE TRUNCATE ON {table} FOR EACH STATEMENT"
-            " EXECUTE FUNCTION ledger_refuse_truncate()"
-        )

@@ -1,0 +1,101 @@
+"""A session, and the data keys that reach it: opened only if the right keystore worker signed them for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from activities.identity import Identity
+from activities.strongroom import hpke
+from workflows.contracts.authority import CLOCK_SKEW, SESSION_LIFETIME, Granted, check_time
+from workflows.contracts.canonical import decode64, digest
+from workflows.contracts.documents import (
+    DekResponse,
+    KeystoreContext,
+    Mechanism,
+    Plan,
+    SessionAnnouncement,
+    ShardBinding,
+    Target,
+    dek_info,
+)
+from workflows.contracts.errors import ApprovalInvalid
+from workflows.contracts.messages import DekAnswer
+from workflows.contracts.roster import RosterChain
+from workflows.contracts.signatures import open_signed
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a session knows of itself."""
+
+    key: hpke.PrivateKey
+    identity: Identity
+    chain: RosterChain
+    plan: Plan
+    announcement: SessionAnnouncement
+
+
+def context_for(announcement: SessionAnnouncement, plan: Plan, target: Target, index: int) -> KeystoreContext:
+    """The context that a new shard's DEK is wrapped with: keystore worker and session each derive it."""
+    place = target.shards[index - 1]
+    return KeystoreContext(
+        purpose=target.purpose,
+        master_key=plan.master_key,
+        protection=f"{plan.ceremony}.{announcement.attempt}",
+        epoch=target.epoch,
+        ceremony=plan.ceremony,
+        mode=target.mode,
+        threshold=target.threshold,
+        count=target.count,
+        index=index,
+        x=index,
+        keystore=place.keystore,
+        key_id=place.key_id,
+    )
+
+
+def open_data_key(
+    session: Session, granted: Granted, answer: DekAnswer, context: KeystoreContext, now: datetime
+) -> tuple[ShardBinding, bytes, Mechanism]:
+    """Open a DEK that the keystore worker of the roster signed for this session, shard and authority.
+
+    Returns:
+        What the shard is bound to, the DEK (32 bytes), and how the keystore says that it wraps.
+
+    Raises:
+        ApprovalInvalid: another signer, or made for something else.
+        CiphertextInvalid: it does not open.
+    """
+    response, signer = open_signed(DekResponse, answer.response)
+    worker = session.chain.current.keystore(context.keystore)
+    if worker is None or signer != worker.fingerprint:
+        raise ApprovalInvalid(f"the DEK for {context.keystore} is not signed by its worker", subject=context.keystore)
+    ciphertext, wrapped_hash = decode64(answer.ciphertext), digest(decode64(answer.wrapped_dek))
+    plan, ours = granted.plan, session.announcement
+    expected = (ours.purpose, plan.master_key, context.protection, context.index, context.keystore)
+    said = (response.purpose, response.master_key, response.protection, response.index, response.keystore)
+    bound = (
+        context.key_id,
+        context.context_hash,
+        wrapped_hash,
+        ours.digest,
+        granted.digest,
+        digest(ciphertext),
+    )
+    signed = (
+        response.key_id,
+        response.context,
+        response.wrapped_hash,
+        response.session,
+        response.authority,
+        response.ciphertext_hash,
+    )
+    if said != expected or signed != bound:
+        raise ApprovalInvalid(f"the DEK from {context.keystore} was made for something else", subject=context.keystore)
+    check_time("the DEK", response.time, ours.expires, now, SESSION_LIFETIME + CLOCK_SKEW)
+    binding = ShardBinding.model_validate(
+        {**context.context_part(), "key_version": response.key_version, "wrapped_hash": wrapped_hash}
+    )
+    dek = session.key.open(ciphertext, dek_info(ours.digest, context.context_hash, ours.purpose))
+    return binding, dek, response.mechanism

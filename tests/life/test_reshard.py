@@ -1,0 +1,78 @@
+"""Resharding on a running installation: the same MasterKey under other protections, the old one retired."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from tests.conftest import Installation
+from tests.e2e.test_main_job import READ_AND_DERIVE
+from tests.support import eventually
+
+
+def unseal(installation: Installation, name: str, who: list[str], *words: str) -> tuple[dict[str, Any], str]:
+    """Unseal with these approvals; the answer, and what the receiving program says."""
+    child = installation.stack.background(
+        "unseal", name, *words, "--exec", "--", sys.executable, "-c", READ_AND_DERIVE, name
+    )
+    if who:
+        approve_waiting(installation, name, "unseal", who)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 0, err
+    return json.loads(out), err
+
+
+def approve_waiting(installation: Installation, name: str, action: str, who: list[str]) -> str:
+    """Approve the ceremony of this action that waits for its quorum."""
+
+    def waiting() -> list[str]:
+        return [
+            entry["ceremony"]
+            for entry in installation.stack.masterkey("ceremony", "list")["ceremonies"]
+            if (entry["master_key"], entry["action"], entry["phase"]) == (name, action, "quorum")
+        ]
+
+    ceremony = eventually(waiting)[0]
+    installation.approve(ceremony, who)
+    return ceremony
+
+
+def change(installation: Installation, command: str, name: str, who: list[str], *words: str) -> dict[str, Any]:
+    """Run a command that changes a MasterKey, with these approvals."""
+    child = installation.stack.background(command, name, *words)
+    action = {"reshard": "retire" if "--drop" in words else "reshard", "seal": "lift"}.get(command, command)
+    approve_waiting(installation, name, action, who)
+    out, err = child.communicate(timeout=90)
+    assert child.returncode == 0, err
+    answer: dict[str, Any] = json.loads(out)
+    return answer
+
+
+def test_an_sss_masterkey_moves_to_other_keystores_and_numbers(installation: Installation) -> None:
+    name = installation.fresh_name()
+    made = installation.init(name, count=4)
+    words = [word for index in (2, 3, 4, 5) for word in ("--keystore", f"bao-{index}")]
+    result = change(installation, "reshard", name, ["alice", "bob", "carol"], "--threshold", "2", *words)
+    assert result["kcv"] == made["kcv"]
+    assert result["retired"] == made["manifest"]
+    assert result["not_told"] == []
+    assert any(line.startswith("loses   bao-1") for line in result["changes"])
+    answer, said = unseal(installation, name, ["bob", "dave", "erin"])
+    assert f"32 {made['kcv']}" in said
+    assert set(answer["served_by"]) <= {"bao-2", "bao-4", "bao-5"}
+
+
+@pytest.mark.parametrize("to", ["seal", "sss"])
+def test_a_masterkey_changes_its_mode(installation: Installation, to: str) -> None:
+    name = installation.fresh_name()
+    made = installation.init(name) if to == "seal" else installation.init(name, "seal", count=2)
+    words = ["--keystore", "bao-1", "--keystore", "bao-2", "--keystore", "bao-3"]
+    words += ["--mode", to, *(["--threshold", "2"] if to == "sss" else [])]
+    result = change(installation, "reshard", name, ["alice", "bob", "carol"], *words)
+    assert result["kcv"] == made["kcv"]
+    answer, said = unseal(installation, name, ["alice", "bob", "carol"] if to == "sss" else [])
+    assert f"32 {made['kcv']}" in said
+    assert bool(answer["approved_by"]) == (to == "sss")

@@ -1,0 +1,140 @@
+"""`OrderWorkflow`: what a governance quorum orders and that opens nothing: lift stops, retire or destroy a protection.
+
+Phases: planning, quorum, ordering, done; or refused, failed, expired.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from workflows.contracts import names
+    from workflows.contracts.documents import KeystoreState, Manifest, Plan
+    from workflows.contracts.errors import PlanInvalid
+    from workflows.contracts.messages import (
+        Begun,
+        ExecuteOrder,
+        KeystoreTold,
+        NoteOrder,
+        OrderRequest,
+        OrderResult,
+    )
+    from workflows.contracts.roster import Roster
+
+from workflows.opening import source_of
+from workflows.protecting import Protecting, choose_strongroom
+from workflows.quorum import Quorum
+from workflows.resharding import old_keys
+from workflows.telling import keys_of, tell_keystores
+
+_PATIENCE = timedelta(minutes=2)
+_DONE = {
+    "lift": "the stops are lifted",
+    "retire": "the protection is retired",
+    "destroy": "the ciphertexts are destroyed",
+}
+
+
+@workflow.defn
+class OrderWorkflow(Protecting):
+    """One order of one governance quorum."""
+
+    @workflow.init
+    def __init__(self, request: OrderRequest) -> None:
+        super().__init__(request.ceremony, request.action, request.master_key)
+        self._request = request
+
+    @workflow.run
+    async def run(self, request: OrderRequest) -> OrderResult:
+        """Plan, gather the quorum, do it in the ledger, tell the keystores."""
+        return await self.run_to_the_end(self._order)
+
+    async def _order(self) -> OrderResult:
+        request = self._request
+        begun = await self.begin(request.manifest)
+        roster = Roster.parse(begun.roster.encode())
+        plan = self._make_plan(begun, roster)
+        self.quorum = Quorum(plan, roster, custody=(), threshold=0)
+        await self.record_plan(plan, "quorum")
+        await self.wait_for_quorum("quorum")
+        await self.enter("ordering", flush=True)
+        return await self.to_its_end(self._execute(begun, plan, roster, self.quorum))
+
+    def _make_plan(self, begun: Begun, roster: Roster) -> Plan:
+        stored, action = begun.protection, self._request.action
+        if (stored is None) != (action == "lift") or (action == "lift" and not begun.stops):
+            raise PlanInvalid(f"there is nothing to {action}")
+        manifest = Manifest.parse(stored.manifest.document.encode()) if stored else None
+        quorum = roster.governance_of(self.master_key).quorum
+        return Plan(
+            action=action,
+            master_key=self.master_key,
+            ceremony=self.ceremony,
+            governance_quorum=max(quorum, manifest.governance_quorum if manifest else 1),
+            source=source_of(manifest, stored.manifest.digest) if stored and manifest else None,
+            target=None,
+            recipient=None,
+            strongroom=choose_strongroom(roster, self._request.strongroom).fingerprint,
+            roster=begun.roster_digest,
+            created=self.now(),
+            expires=self.now() + timedelta(seconds=self._request.quorum_timeout_seconds),
+            stops=tuple(stop.digest for stop in begun.stops) if action == "lift" else None,
+        )
+
+    async def _execute(self, begun: Begun, plan: Plan, roster: Roster, quorum: Quorum) -> OrderResult:
+        request, stored = self._request, begun.protection
+        await self.ledger(
+            names.EXECUTE_ORDER,
+            ExecuteOrder(
+                ceremony=self.ceremony,
+                master_key=self.master_key,
+                action=request.action,
+                manifest=request.manifest,
+                stops=plan.stops or (),
+            ),
+        )
+        manifest = Manifest.parse(stored.manifest.document.encode()) if stored else None
+        authority = self.authority()
+        told = await tell_keystores(
+            names.NOTE_ORDER,
+            lambda name: NoteOrder(keystore=name, authority=authority, manifest=stored.manifest if stored else None),
+            roster,
+            about=plan.digest,
+            patience=_PATIENCE,
+            keys=keys_of([stored] if stored else []),
+            heard=lambda state: _heard(state, plan, manifest),
+            master_key=self.master_key,
+        )
+        for one in told:
+            self.event(
+                f"told.{one.keystore}",
+                "keystore-told" if one.acknowledged else "keystore-not-told",
+                keystore=one.keystore,
+                error=one.error,
+            )
+        bundles = await self.export_bundle()
+        await self.close("done", _said(request.action, told))
+        return OrderResult(
+            ceremony=self.ceremony,
+            master_key=self.master_key,
+            action=request.action,
+            approved_by=quorum.approved_by,
+            keystores=told,
+            stops=plan.stops or (),
+            manifest=request.manifest,
+            old_keys=old_keys(manifest) if manifest else (),
+            bundles=bundles,
+        )
+
+
+def _heard(state: KeystoreState | None, plan: Plan, manifest: Manifest | None) -> bool:
+    if plan.stops is not None:
+        return state is None or not set(plan.stops) & set(state.stops)
+    return state is not None and manifest is not None and state.epochs.get(manifest.purpose, 1) > manifest.epoch
+
+
+def _said(action: str, told: tuple[KeystoreTold, ...]) -> str:
+    deaf = [one.keystore for one in told if not one.acknowledged]
+    return _DONE[action] + (f"; not told: {', '.join(deaf)}" if deaf else "; every keystore has heard of it")

@@ -1,0 +1,198 @@
+"""`DisasterRecoveryWorkflow`: make a protection whole again after keystores were lost.
+
+Phases: assessing, planning, quorum, reconstructing, waiting (too few keystores answer), proving, committing, done;
+or refused, failed, expired. It proposes the plan that needs the fewest changes, and takes another one, which is then
+approved anew. While it waits it looks for keystores that come back, for days if it must, and says who and what is
+missing. There is no second implementation: on a laptop, from a bundle, this same code runs.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from pydantic import ValidationError
+
+    from workflows.contracts.documents import Plan
+    from workflows.contracts.errors import ApprovalInvalid, CeremonyEnded, MasterKeyError, NotKnown, PlanInvalid
+    from workflows.contracts.messages import (
+        Begun,
+        ChangedPlan,
+        KeystoreHealth,
+        RecoverRequest,
+        ReshardResult,
+    )
+    from workflows.contracts.roster import Roster, Strongroom
+    from workflows.failures import as_failure
+
+from workflows.assessment import Assessment
+from workflows.concurrency import gather
+from workflows.opening import source_of
+from workflows.proposal import best_source, propose
+from workflows.protecting import Topology, choose_strongroom
+from workflows.resharding import Active, Resharding, by_purpose
+
+_REPLANNABLE = ("assessing", "planning", "quorum", "waiting")
+
+
+@workflow.defn
+class DisasterRecoveryWorkflow(Resharding):
+    """One recovery of one protection of a MasterKey."""
+
+    @workflow.init
+    def __init__(self, request: RecoverRequest) -> None:
+        super().__init__(request.ceremony, "recover", request.master_key)
+        self._request = request
+        self._wish = ChangedPlan.model_validate(request.model_dump())
+        self._other_wish: ChangedPlan | None = None
+        self._assessment = Assessment()
+
+    @workflow.run
+    async def run(self, request: RecoverRequest) -> ReshardResult:
+        """Assess, propose, gather the quorum, reconstruct, prove, commit; fails with the type of one of our errors."""
+        return await self.run_to_the_end(self._recover)
+
+    # --- messages --------------------------------------------------------------------------------------------
+
+    @workflow.update(name="replan")
+    def replan(self, wish: Any = None, *extra: Any) -> str:
+        """Take another plan: it is made anew, and needs new approvals. Answers with the present phase."""
+        self._other_wish = _as_wish(wish, extra)
+        self.changed()
+        return self.phase
+
+    @replan.validator
+    def check_replan(self, wish: Any = None, *extra: Any) -> None:
+        """Refuse where a plan is being carried out, or is not one."""
+        try:
+            self.check_open()
+            if self.phase not in _REPLANNABLE:
+                raise CeremonyEnded(
+                    f"the plan is being carried out ({self.phase})",
+                    next_step="wait for the end; a reshard can change what came of it",
+                )
+            _as_wish(wish, extra)
+        except MasterKeyError as error:
+            raise as_failure(error) from None
+
+    def health(self) -> tuple[KeystoreHealth, ...]:
+        """How the keystores were when they were last asked."""
+        return self._assessment.all()
+
+    def check_course(self) -> None:
+        """Go another way when another plan was asked for."""
+        if self._other_wish is not None:
+            raise _AnotherPlan("another plan was asked for")
+
+    # --- work ------------------------------------------------------------------------------------------------
+
+    async def _recover(self) -> ReshardResult:
+        begun = await self.begin(all_active=True)
+        roster, active = Roster.parse(begun.roster.encode()), by_purpose(begun.active)
+        damaged = active.get(self._request.purpose)
+        if damaged is None:
+            raise NotKnown(
+                f"{self.master_key} has no active {self._request.purpose} protection",
+                next_step="make one with `masterkey reshard`",
+            )
+        strongroom = choose_strongroom(roster, self._request.strongroom)
+        self._assessment = Assessment(begun.proofs)
+        while True:
+            try:
+                plan, source = await self._plan(begun, list(active.values()), damaged, roster, strongroom)
+                await self.record_plan(plan, "quorum")
+                await self.wait_for_quorum("quorum")
+                stored, proofs = await self.remake(plan, source, roster, strongroom)
+            except _AnotherPlan:
+                self._take_other_wish()
+                continue
+            await self.enter("committing", flush=True)
+            return await self.to_its_end(self.finish(plan, stored, proofs, damaged, roster))
+
+    def _take_other_wish(self) -> None:
+        wish, self._other_wish = self._other_wish, None
+        if wish is not None:
+            self._wish = wish
+        self.quorum, self.plan = None, None
+        self.event(f"replanned.{self.attempt}.{self._changes}", "plan-withdrawn", wish=self._wish.model_dump_json())
+
+    async def _plan(
+        self, begun: Begun, active: list[Active], damaged: Active, roster: Roster, strongroom: Strongroom
+    ) -> tuple[Plan, Active]:
+        await self.enter("assessing", flush=True)
+        wish, found, now = self._wish, self._assessment, self.now()
+        in_use = [name for one in active for name in one.keystores]
+        candidates = [one.name for one in roster.keystores if one.offline is None]
+        await gather([found.assess(active, roster, now), found.describe(candidates, roster, now)])
+        self._report(active)
+        await self.enter("planning")
+        source = best_source(active, damaged, wish, found)
+        mode, threshold, shards = propose(damaged, wish, roster, found, in_use)
+        topology = Topology(
+            mode=mode,
+            threshold=threshold,
+            shards=shards,
+            purpose=damaged.manifest.purpose,
+            epoch=begun.next_epoch,
+            predecessor=damaged.digest,
+        )
+        target = await self.plan_target(topology, roster)
+        plan = Plan(
+            action="recover",
+            master_key=self.master_key,
+            ceremony=self.ceremony,
+            governance_quorum=max(source.manifest.governance_quorum, roster.governance_of(self.master_key).quorum),
+            source=source_of(source.manifest, source.digest),
+            target=target,
+            recipient=None,
+            strongroom=strongroom.fingerprint,
+            roster=begun.roster_digest,
+            created=self.now(),
+            expires=self.now() + timedelta(seconds=self._request.quorum_timeout_seconds),
+        )
+        self.begin_quorum(plan, source, damaged, roster)
+        return plan, source
+
+    def _report(self, active: list[Active]) -> None:
+        for health in self._assessment.all():
+            self.event(
+                f"assessed.{self._changes}.{health.keystore}.{health.state}",
+                "keystore-assessed",
+                keystore=health.keystore,
+                state=health.state,
+                detail=health.detail,
+            )
+        said = []
+        for one in active:
+            usable, threshold = self._assessment.usable(one), one.manifest.threshold
+            said.append(
+                f"{one.manifest.purpose}: {usable} of {one.manifest.count} shards answer, {threshold} are needed"
+            )
+        self.detail = "; ".join(said)
+
+    def target_failed(self, error: MasterKeyError) -> None:
+        """A keystore that shall get a shard failed: wait, for it or for another plan."""
+        self.event(
+            f"target-failed.{self.attempt}.{error.subject or 'target'}",
+            "keystore-failed",
+            keystore=error.subject,
+            error=type(error).__name__,
+            reason=error.message,
+        )
+        self.detail = f"{error.diagnostics}; or choose another plan with `masterkey recover --ceremony {self.ceremony}`"
+
+
+class _AnotherPlan(MasterKeyError):
+    """People asked for another plan."""
+
+
+def _as_wish(value: Any, extra: tuple[Any, ...]) -> ChangedPlan:
+    try:
+        if extra:
+            raise ApprovalInvalid("one plan is expected, not several values")
+        return ChangedPlan.model_validate(value)
+    except ValidationError:
+        raise PlanInvalid("a changed plan names replacements, or shards, mode and threshold") from None

@@ -1,0 +1,71 @@
+"""A ceremony that a custodian's stop ends: it verifies the order, ends, and tells the ceremony that sent it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from pydantic import ValidationError
+
+    from workflows.contracts import names
+    from workflows.contracts.authority import check_stop
+    from workflows.contracts.canonical import Signed
+    from workflows.contracts.documents import Stop
+    from workflows.contracts.errors import ApprovalInvalid, MasterKeyError, Stopped
+    from workflows.contracts.roster import Roster
+
+from workflows.ceremony import Ceremony
+
+
+class Stoppable(Ceremony):
+    """What a release needs to hear of a stop. The ledger refuses ceremonies that begin after it."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._roster: Roster | None = None
+        self._stops: list[Signed] = []
+
+    @workflow.signal(name="stop")
+    def stop(self, signed: Any = None, *extra: Any) -> None:
+        """A custodian's signed stop; anything else is counted and ignored."""
+        try:
+            self._stops.append(Signed.model_validate(signed))
+        except ValidationError:
+            self._refuse(ApprovalInvalid("a stop has the text fields `document` and `signature`"))
+            return
+        self._heed()
+
+    def know_roster(self, roster: Roster) -> None:
+        """Take the roster by which stops are judged; those that came before are judged now."""
+        self._roster = roster
+        self._heed()
+
+    def _heed(self) -> None:
+        if self._roster is None:
+            return
+        stops, self._stops = self._stops, []
+        for signed in stops:
+            try:
+                stop, who = check_stop(self._roster, signed, self.now())
+                if stop.master_key != self.master_key:
+                    raise ApprovalInvalid("the stop is of another MasterKey")
+            except MasterKeyError as error:
+                self._refuse(error)
+                continue
+            self.event("stopped", "stop-heeded", document=signed.document, signature=signed.signature)
+            self.interrupt(Stopped(f"{who} ordered to stop serving {self.master_key} ({stop.reason or 'no reason'})"))
+            self._told = stop
+
+    _told: Stop | None = None
+
+    async def acknowledge_stop(self) -> None:
+        """Tell the ceremony that sent the stop that this one has ended; it may be over, and need not know any more."""
+        if self._told is None:
+            return
+        order = workflow.get_external_workflow_handle(names.workflow_id(self._told.ceremony))
+        try:
+            await order.signal("acknowledge", {"workflow": workflow.info().workflow_id})
+        except Exception as error:  # noqa: BLE001 - whatever keeps the signal from arriving
+            workflow.logger.info("the stop's own ceremony did not hear that this one has ended: %s", error)
