@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,8 +14,10 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from activities.identity import Identity, generate_identity
+from activities.keystores.age_keys import AgeIdentity, write_identity
 from activities.keystores.base import Context, KeyRef, Keystore, WrappedKey, context_bytes
 from activities.keystores.desk import Desk, KeystoreTerms
+from activities.keystores.offline import Offline, OfflineSettings
 from activities.keystores.state import StateDirectory
 from activities.roster import RosterSource
 from workers.ssh import sign_with_key
@@ -22,12 +25,14 @@ from workflows.contracts.authority import Authority
 from workflows.contracts.canonical import Signed, seconds
 from workflows.contracts.documents import (
     SUITE,
+    Action,
     Approval,
     Manifest,
     Plan,
     PlanRecipient,
     RecipientRequest,
     Source,
+    Stop,
     Target,
     TargetShard,
 )
@@ -51,6 +56,9 @@ NAMES = ("alice", "bob", "carol", "dave", "erin")
 KEYSTORES = ("ks-1", "ks-2", "ks-3", "ks-4", "ks-5")
 CEREMONY = "eu10.init.0123456789ab"
 UNSEAL = "eu10.unseal.0123456789ab"
+RESHARD = "eu10.reshard.0123456789ab"
+CUSTODIAN_OF = dict(zip(KEYSTORES, NAMES, strict=True))
+"""Who releases the shard in a keystore, unless a test says otherwise."""
 
 
 def now() -> datetime:
@@ -96,9 +104,13 @@ class World:
     stranger: Identity = None  # type: ignore[assignment]
 
     @classmethod
-    def make(cls, folder: Path, *, quorum: int = 3, minimum_threshold: int = 2) -> World:
-        """Make everybody's keys and a roster of one version."""
-        world = cls(folder)
+    def make(cls, folder: Path, *, quorum: int = 3, minimum_threshold: int = 2, offline: Sequence[str] = ()) -> World:
+        """Make everybody's keys, age keys for the keystores that are offline, and a roster of one version."""
+        world, recipients = cls(folder), {}
+        for name in offline:
+            age = AgeIdentity.generate()
+            write_identity(folder / "age" / name, age, None)
+            recipients[name] = age.recipient
         for name in NAMES:
             world.custodians[name] = generate_identity(folder / "custodians" / name)
         for name in KEYSTORES:
@@ -114,7 +126,12 @@ class World:
             custodians=tuple(Custodian(name=n, public_key=i.public_key) for n, i in world.custodians.items()),
             recipients=(Recipient(name="crypto", public_key=world.recipient.public_key, master_keys=("eu10",)),),
             keystores=tuple(
-                KeystoreWorker(name=name, public_key=identity.public_key, custodians=(custodian,))
+                KeystoreWorker(
+                    name=name,
+                    public_key=identity.public_key,
+                    custodians=(custodian,),
+                    offline=recipients.get(name),
+                )
                 for (name, identity), custodian in zip(world.keystores.items(), NAMES, strict=True)
             ),
             strongrooms=(Strongroom(name="vault", public_key=world.strongroom.public_key),),
@@ -181,7 +198,32 @@ class World:
         }
         return Target(**{**fields, **changes})
 
-    def init_plan(self, target: Target, **changes: Any) -> Plan:
+    def target_over(
+        self, keystores: Sequence[str], mode: str = "sss", threshold: int = 2, epoch: int = 2, **changes: Any
+    ) -> Target:
+        """A topology over these keystores, for a protection that follows the first one."""
+        shards = tuple(
+            TargetShard(
+                index=index,
+                keystore=name,
+                key_id=self.key_id(name),
+                custodians=(CUSTODIAN_OF[name],) if mode == "sss" else (),
+            )
+            for index, name in enumerate(keystores, start=1)
+        )
+        return self.target(mode, threshold, len(shards), **{"shards": shards, "epoch": epoch, **changes})
+
+    def key_id(self, keystore: str) -> str:
+        """The id of a keystore's key."""
+        worker = self.roster.keystore(keystore)
+        return worker.offline_key_id if worker and worker.offline else self.memory[keystore].ref.key_id
+
+    def is_offline(self, keystore: str) -> bool:
+        """Whether a keystore has a custodian with an age key, and no worker."""
+        worker = self.roster.keystore(keystore)
+        return worker is not None and worker.offline is not None
+
+    def init_plan(self, target: Target | None, **changes: Any) -> Plan:
         """A plan to create `eu10`."""
         fields: dict[str, Any] = {
             "action": "init",
@@ -200,27 +242,57 @@ class World:
 
     def unseal_plan(self, stored: StoredProtection, request: RecipientRequest, **changes: Any) -> Plan:
         """A plan to release a protection to whoever requested it."""
+        recipient = PlanRecipient(name="crypto", fingerprint=request.recipient, hpke_key=request.hpke_key)
+        fields = {"ceremony": UNSEAL, "recipient": recipient, "expires": now() + timedelta(minutes=4)}
+        return self._plan_about(stored, **{"action": "unseal", **fields, **changes})
+
+    def reshard_plan(self, stored: StoredProtection, target: Target, **changes: Any) -> Plan:
+        """A plan to open a protection and to make another; of the same purpose, it replaces the one that is opened."""
+        purpose = Manifest.parse(stored.manifest.document.encode()).purpose
+        if target.purpose == purpose and target.predecessor is None:
+            target = target.model_copy(update={"predecessor": stored.manifest.digest})
+        return self._plan_about(stored, **{"action": "reshard", "ceremony": RESHARD, "target": target, **changes})
+
+    def order_plan(self, action: Action, about: StoredProtection | Sequence[str], **changes: Any) -> Plan:
+        """A plan to retire or destroy a protection, or to lift stops, given by their digests."""
+        fields = {"ceremony": f"eu10.{action}.0123456789ab", **changes}
+        if isinstance(about, StoredProtection):
+            return self._plan_about(about, **{"action": action, **fields})
+        return self.init_plan(None, **{"action": action, "stops": tuple(about), **fields})
+
+    def _plan_about(self, stored: StoredProtection, **changes: Any) -> Plan:
         manifest = Manifest.parse(stored.manifest.document.encode())
+        source = Source(
+            manifest=stored.manifest.digest,
+            epoch=manifest.epoch,
+            mode=manifest.mode,
+            threshold=manifest.threshold,
+            count=manifest.count,
+        )
         fields: dict[str, Any] = {
-            "action": "unseal",
             "master_key": manifest.master_key,
-            "ceremony": UNSEAL,
             "governance_quorum": self.roster.governance[0].quorum,
-            "source": Source(
-                manifest=stored.manifest.digest,
-                epoch=manifest.epoch,
-                mode=manifest.mode,
-                threshold=manifest.threshold,
-                count=manifest.count,
-            ),
+            "source": source,
             "target": None,
-            "recipient": PlanRecipient(name="crypto", fingerprint=request.recipient, hpke_key=request.hpke_key),
+            "recipient": None,
             "strongroom": self.strongroom.fingerprint,
             "roster": self.roster.digest,
             "created": now(),
-            "expires": now() + timedelta(minutes=4),
+            "expires": now() + timedelta(hours=72),
         }
         return Plan(**{**fields, **changes})
+
+    def stop(self, name: str, **changes: Any) -> Signed:
+        """A custodian's signed order to stop `eu10`."""
+        identity = self.custodians[name]
+        fields: dict[str, Any] = {
+            "master_key": "eu10",
+            "ceremony": f"eu10.seal.{secrets.token_hex(6)}",
+            "reason": "a laptop was stolen",
+            "custodian": identity.fingerprint,
+            "issued": now(),
+        }
+        return identity.sign(Stop(**{**fields, **changes}))
 
     def request(self, stored: StoredProtection, hpke_public_key: str, **changes: Any) -> RecipientRequest:
         """A recipient's request for a protection."""
@@ -276,7 +348,13 @@ class World:
             modes=tuple(modes),
         )
         state = StateDirectory(Path(terms.state))
-        return Desk(terms, keystore or self.memory[name], self.keystores[name], state, self.chain)
+        return Desk(terms, keystore or self._keystore(name), self.keystores[name], state, self.chain)
+
+    def _keystore(self, name: str) -> Keystore:
+        worker = self.roster.keystore(name)
+        if worker is None or worker.offline is None:
+            return self.memory[name]
+        return Offline(name, OfflineSettings(recipient=worker.offline, identity_file=self.folder / "age" / name))
 
 
 def rsa_custodian(folder: Path, name: str, bits: int = 2048) -> Path:

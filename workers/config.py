@@ -22,11 +22,14 @@ from workflows.contracts.errors import ConfigurationInvalid
 
 if TYPE_CHECKING:
     from activities.keystores.desk import KeystoreTerms
+    from activities.ledger.places import Place
 
 _PREFIX = "MASTERKEY_"
 _PINNED = ("ROSTER", "RECIPIENT__KCV")
 _FILES = ("ca_file", "identity_file", "jwt_file", "passphrase_file", "pin_file", "secret_id_file", "token_file")
 """Settings of keystores that are paths."""
+
+BucketUrl = Annotated[str, StringConstraints(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9/._-]*)?$")]
 
 
 class Section(BaseModel):
@@ -47,6 +50,24 @@ class LedgerSection(Section):
     """`[ledger]`: orchestrator only."""
 
     url: str
+
+
+class BundleSection(Section):
+    """`[bundle]`: orchestrator only: where bundles are kept, in one place or both.
+
+    Attributes:
+        directory: a folder.
+        s3: `s3://BUCKET/PREFIX`; credentials come from AWS's own chain.
+        endpoint: of an S3-compatible service; Amazon's if there is none.
+        region: of the bucket.
+        keep: how many of the newest are kept; all if there is none.
+    """
+
+    directory: Path | None = None
+    s3: BucketUrl | None = None
+    endpoint: str | None = None
+    region: str | None = None
+    keep: Annotated[int, Field(ge=1)] | None = None
 
 
 class StrongroomSection(Section):
@@ -111,6 +132,7 @@ class Configuration(BaseSettings):
     source: Path = Path("masterkey.toml")
     roster: RosterSection
     ledger: LedgerSection | None = None
+    bundle: BundleSection | None = None
     strongroom: StrongroomSection | None = None
     recipient: RecipientSection | None = None
     metrics: MetricsSection | None = None
@@ -173,6 +195,23 @@ class Configuration(BaseSettings):
         if url.startswith(prefix) and not url.startswith("sqlite:////"):
             return f"sqlite:///{self.path(Path(url.removeprefix(prefix)))}"
         return url
+
+    def bundle_places(self) -> tuple[Place, ...]:
+        """Where bundles are written to; none if the section `[bundle]` is missing or names none.
+
+        Raises:
+            ConfigurationInvalid: the SDK of a place is not installed.
+        """
+        # Here and not above: only the orchestrator writes bundles.
+        from activities.ledger.places import Folder, open_bucket
+
+        section = self.bundle
+        places: list[Place] = []
+        if section is not None and section.directory is not None:
+            places.append(Folder(self.path(section.directory), section.keep))
+        if section is not None and section.s3 is not None:
+            places.append(open_bucket(section.s3, endpoint=section.endpoint, region=section.region, keep=section.keep))
+        return tuple(places)
 
     def need_strongroom(self) -> StrongroomSection:
         """The section `[strongroom]`; raises ConfigurationInvalid without it."""

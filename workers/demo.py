@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import psutil
 from rich.table import Table
 
 from workers.cli.output import OPTIONS, answer, say
-from workers.embedded.components import component_keystores
+from workers.embedded.components import SPARE, component_keystores, delete_bao_key
 from workers.embedded.process import ServiceFailed
 from workers.embedded.stack import CUSTODIANS, Stack
 
@@ -44,6 +44,20 @@ class Act:
     approved_by: tuple[str, ...] = ()
     served_by: tuple[str, ...] = ()
     kcv: str = ""
+    kcv_matches: bool = False
+
+
+@dataclass
+class Recovery:
+    """What the second act did; times in seconds."""
+
+    deleted: str
+    drill: str = ""
+    noticed: bool = False
+    changes: tuple[str, ...] = ()
+    opened_by: tuple[str, ...] = ()
+    replaced_by: str = ""
+    seconds: float = 0.0
     kcv_matches: bool = False
 
 
@@ -94,6 +108,33 @@ class Tour:
         act.kcv = str(json.loads(out)["kcv"])
         self._pinned[act.master_key] = act.kcv
         self.stack.pin(self._pinned)
+
+    def drill(self, name: str) -> tuple[bool, str]:
+        """Let every keystore prove its part; whether all did, and what does not open."""
+        child = self.stack.background("drill", name)
+        out, err = child.communicate(timeout=90)
+        if not out:
+            raise ServiceFailed(f"drill {name}: {err.strip()[-600:]}")
+        told = json.loads(out)
+        shards = [shard for one in told["protections"] for shard in one["shards"]]
+        closed = [f"{shard['keystore']}: {shard['error']}" for shard in shards if not shard["opens"]]
+        return bool(told["healthy"]), "; ".join(closed)
+
+    def recover(self, act: Act, recovery: Recovery, approvers: tuple[str, ...]) -> None:
+        """Disaster recovery, with these approvals; what it does is told as it happens."""
+        started = time.monotonic()
+        child = self.stack.background("recover", act.master_key, "--replace", SPARE)
+        ceremony = self._ceremony_of(child)
+        self._approve(ceremony, approvers)
+        out, err = child.communicate(timeout=90)
+        if child.returncode != 0:
+            raise ServiceFailed(f"recover {act.master_key}: {err.strip()[-600:]}")
+        recovery.seconds = time.monotonic() - started
+        told = json.loads(out)
+        recovery.changes, recovery.opened_by = tuple(told["changes"]), tuple(told["opened_by"])
+        recovery.kcv_matches = told["kcv"] == act.kcv
+        shards = self.stack.masterkey("status", act.master_key)["protections"][-1]["shards"]
+        recovery.replaced_by = ", ".join(shard["keystore"] for shard in shards if shard["keystore"] == SPARE)
 
     def unseal(self, act: Act, approvers: tuple[str, ...] = ()) -> None:
         """Become the recipient; the program that receives the key waits to search for it later."""
@@ -175,12 +216,13 @@ def run_demo(keep: Path | None) -> None:
     with _folder(keep) as folder, tempfile.TemporaryDirectory(prefix="masterkey-outside-") as outside:
         tour = Tour(folder, Path(outside))
         try:
-            say("OpenKCM MasterKey: bringing up Temporal, a ledger, five keystores and seven workers ...")
+            say("OpenKCM MasterKey: bringing up Temporal, a ledger, six keystores and eight workers ...")
             version = tour.bring_up()
             say(f"  up after {time.monotonic() - started:.1f} s, each role in a process of its own\n")
             sss = Act(_SSS, 3, 5, 0.0, keystores_down=_LOST)
             say(f"1. {_SSS}: Shamir 3 of 5, every shard encrypted through another keystore")
-            keystores = [word for name in tour.stack.keystores for word in ("--keystore", name)]
+            five = [name for name in tour.stack.keystores if name != SPARE]
+            keystores = [word for name in five for word in ("--keystore", name)]
             tour.init(sss, "--mode", "sss", "--threshold", "3", *keystores, show_statement=True)
             say(f"  created in {sss.init_seconds:.1f} s; key check value {sss.kcv}")
             for name in _LOST:
@@ -193,8 +235,19 @@ def run_demo(keep: Path | None) -> None:
             keystores = [word for name in _SEALED_IN for word in ("--keystore", name)]
             tour.init(seal, "--mode", "seal", *keystores)
             say(f"  created in {seal.init_seconds:.1f} s; key check value {seal.kcv}")
+            recovery = Recovery(_SEALED_IN[1])
+            delete_bao_key(tour.stack.folder, tour.stack.keystores)
+            say(f"  somebody deletes the KMS key of {recovery.deleted} for good; nobody is told")
+            healthy, recovery.drill = tour.drill(_SEAL)
+            recovery.noticed = not healthy
+            say(f"  the daily drill notices: {recovery.drill}")
+            say(f"  masterkey recover {_SEAL}: assess, propose, ask the quorum, reconstruct, prove, commit")
+            tour.recover(seal, recovery, CUSTODIANS[:3])
+            for line in recovery.changes:
+                say(f"    {line}")
+            say(f"  recovered in {recovery.seconds:.1f} s, opened by {', '.join(recovery.opened_by)}")
             tour.lose(_SEALED_IN[0])
-            say(f"  {_SEALED_IN[0]} is down; an enrolled recipient asks, and no human is needed")
+            say(f"  now {_SEALED_IN[0]} goes down too; an enrolled recipient asks, and no human is needed")
             tour.unseal(seal)
             say(f"  the same MasterKey is back after {seal.unseal_seconds:.1f} s: {_yes(seal.kcv_matches)}\n")
             say("3. searching for both MasterKeys in histories, ledger, databases, logs and every worker's memory")
@@ -210,11 +263,13 @@ def run_demo(keep: Path | None) -> None:
             ],
             "sss": _told(sss),
             "seal": _told(seal),
+            "recovery": {**asdict(recovery), "seconds": round(recovery.seconds, 2)},
             "plaintext_found": looked["found"],
             "searched": {key: value for key, value in looked.items() if key != "found"},
             "left_running": len(left),
         }
-        good = sss.kcv_matches and seal.kcv_matches and looked["found"] == 0 and not left
+        recovered = recovery.noticed and recovery.kcv_matches and recovery.replaced_by == SPARE
+        good = sss.kcv_matches and seal.kcv_matches and recovered and looked["found"] == 0 and not left
         if not good:
             raise ServiceFailed(f"the demo does not hold: {json.dumps(data)}", next_step="run it with --keep FOLDER")
         answer(data, lambda: _print(data))
@@ -237,7 +292,7 @@ def run_dev(folder: Path) -> None:
         stack.write_configurations()
         stack.upgrade_ledger()
         stack.start_roles()
-        names = " ".join(f"--keystore {name}" for name in stack.keystores)
+        names = " ".join(f"--keystore {name}" for name in stack.keystores if name != SPARE)
         data = {"folder": str(folder), "temporal": "127.0.0.1:7233", "ui": "http://127.0.0.1:8233"}
 
         def text() -> None:
@@ -330,6 +385,11 @@ def _print(data: dict[str, Any]) -> None:
         acts.add_row(label, cell(sss), cell(seal))
     OPTIONS.console.print(keystores)
     OPTIONS.console.print(acts)
+    recovery = data["recovery"]
+    say(
+        f"recovery: the key of {recovery['deleted']} was deleted, the drill noticed, and {recovery['replaced_by']} "
+        f"took its place in {recovery['seconds']} s"
+    )
     looked = data["searched"]
     say(
         f"plaintext found: {data['plaintext_found']} (in {looked['histories']} workflow histories, {looked['files']} "

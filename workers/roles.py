@@ -115,7 +115,7 @@ async def run_orchestrator(configuration: Configuration) -> None:
     await _check_search_attributes(client)
     await ceremony_client.schedule_collector(client)
     with ThreadPoolExecutor(max_workers=8, thread_name_prefix="ledger") as threads:
-        activities = LedgerActivities(ledger, roster)
+        activities = LedgerActivities(ledger, roster, configuration.bundle_places())
         worker = Worker(
             client,
             task_queue=names.ORCHESTRATOR_QUEUE,

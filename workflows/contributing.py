@@ -7,7 +7,7 @@ only once enough custodians have said that they are present.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -143,9 +143,13 @@ class Contributing(Ceremony):
             self._unwraps.pop(name, None)
             self._deks.pop(name, None)
 
-    @staticmethod
-    async def _wait(there: Any, patience: timedelta) -> None:
-        await workflow.wait_condition(there, timeout=max(patience, timedelta(seconds=1)))
+    async def _wait(self, there: Callable[[], bool], patience: timedelta) -> None:
+        until = workflow.now() + patience
+        while not there():
+            seen = self._changes
+            left = max(until - workflow.now(), timedelta(seconds=1))
+            await workflow.wait_condition(lambda seen=seen: there() or self._changes != seen, timeout=left)  # type: ignore[misc]
+            self.check_course()
 
 
 def _silent(keystore: str) -> KeystoreUnavailable:

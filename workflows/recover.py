@@ -28,14 +28,15 @@ with workflow.unsafe.imports_passed_through():
     from workflows.contracts.roster import Roster, Strongroom
     from workflows.failures import as_failure
 
-from workflows.assessment import Assessment
+from workflows.assessment import GONE, Assessment
 from workflows.concurrency import gather
 from workflows.opening import source_of
 from workflows.proposal import best_source, propose
 from workflows.protecting import Topology, choose_strongroom
 from workflows.resharding import Active, Resharding, by_purpose
 
-_REPLANNABLE = ("assessing", "planning", "quorum", "waiting")
+_REPLANNABLE = ("assessing", "planning", "quorum", "waiting", "reconstructing", "proving")
+"""Nothing is changed yet in these: what was staged by an earlier plan is discarded."""
 
 
 @workflow.defn
@@ -71,7 +72,7 @@ class DisasterRecoveryWorkflow(Resharding):
             self.check_open()
             if self.phase not in _REPLANNABLE:
                 raise CeremonyEnded(
-                    f"the plan is being carried out ({self.phase})",
+                    f"the plan is being put in force ({self.phase})",
                     next_step="wait for the end; a reshard can change what came of it",
                 )
             _as_wish(wish, extra)
@@ -106,6 +107,7 @@ class DisasterRecoveryWorkflow(Resharding):
                 await self.record_plan(plan, "quorum")
                 await self.wait_for_quorum("quorum")
                 stored, proofs = await self.remake(plan, source, roster, strongroom)
+                self.check_course()
             except _AnotherPlan:
                 self._take_other_wish()
                 continue
@@ -154,6 +156,9 @@ class DisasterRecoveryWorkflow(Resharding):
             expires=self.now() + timedelta(seconds=self._request.quorum_timeout_seconds),
         )
         self.begin_quorum(plan, source, damaged, roster)
+        # Whose shard is gone for good cannot be one of those who release enough of them.
+        health = found.of(source)
+        self.exclude([row.index for row in source.stored.shards if health[row.keystore].state in GONE])
         return plan, source
 
     def _report(self, active: list[Active]) -> None:

@@ -26,7 +26,7 @@ from workflows.contracts.authority import (
     check_session,
     parse_plan,
 )
-from workflows.contracts.canonical import Message, decode64, digest, encode64, seconds
+from workflows.contracts.canonical import Message, Signed, decode64, digest, encode64, seconds
 from workflows.contracts.documents import (
     CheckResponse,
     DekResponse,
@@ -92,7 +92,7 @@ def serve(channel: Channel) -> None:
     channel.send(answer.model_dump_json().encode())
 
 
-def describe(desk: Desk, now: datetime) -> Message:
+def describe(desk: Desk, now: datetime) -> Signed:
     """Which key this keystore uses, signed (`KeyDescription`).
 
     Raises:
@@ -173,7 +173,7 @@ def unwrap(desk: Desk, request: UnwrapDataKey, now: datetime) -> DekAnswer:
     return _answer(desk, granted, session, binding, dek, wrapped, now)
 
 
-def check(desk: Desk, request: CheckDataKey, now: datetime) -> Message:
+def check(desk: Desk, request: CheckDataKey, now: datetime) -> Signed:
     """Unwrap a DEK, compare it with its check value, release nothing; the answer is a signed `CheckResponse`.
 
     Raises:

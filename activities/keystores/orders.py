@@ -6,12 +6,12 @@ from datetime import datetime
 
 from activities.keystores.desk import Desk
 from workflows.contracts.authority import check_manifest, check_order, check_proofs, check_stop
-from workflows.contracts.canonical import Message, digest, seconds
+from workflows.contracts.canonical import Signed, digest, seconds
 from workflows.contracts.documents import KeystoreState, StateStatement
 from workflows.contracts.messages import NoteCommit, NoteOrder, ReportState, StopServing
 
 
-def note_commit(desk: Desk, request: NoteCommit, now: datetime) -> Message:
+def note_commit(desk: Desk, request: NoteCommit, now: datetime) -> Signed:
     """Remember a manifest that is in force, and answer with what is remembered now (`StateStatement`).
 
     Raises:
@@ -24,7 +24,7 @@ def note_commit(desk: Desk, request: NoteCommit, now: datetime) -> Message:
     return _statement(desk, request.manifest.digest, manifest.master_key, now)
 
 
-def note_order(desk: Desk, request: NoteOrder, now: datetime) -> Message:
+def note_order(desk: Desk, request: NoteOrder, now: datetime) -> Signed:
     """Do what a governance quorum has ordered, and answer with what is remembered now (`StateStatement`).
 
     Raises:
@@ -39,7 +39,7 @@ def note_order(desk: Desk, request: NoteOrder, now: datetime) -> Message:
     return _statement(desk, plan.digest, plan.master_key, now)
 
 
-def stop_serving(desk: Desk, request: StopServing, now: datetime) -> Message:
+def stop_serving(desk: Desk, request: StopServing, now: datetime) -> Signed:
     """Remember a custodian's order to stop, and answer with what is remembered now (`StateStatement`).
 
     Raises:
@@ -50,12 +50,12 @@ def stop_serving(desk: Desk, request: StopServing, now: datetime) -> Message:
     return _statement(desk, request.stop.digest, stop.master_key, now)
 
 
-def report_state(desk: Desk, request: ReportState, now: datetime) -> Message:
+def report_state(desk: Desk, request: ReportState, now: datetime) -> Signed:
     """What this worker remembers of all MasterKeys, signed over the caller's nonce (`StateStatement`)."""
     return _statement(desk, digest(bytes.fromhex(request.nonce)), None, now)
 
 
-def _statement(desk: Desk, about: str, master_key: str | None, now: datetime) -> Message:
+def _statement(desk: Desk, about: str, master_key: str | None, now: datetime) -> Signed:
     state = desk.state.read()
     names = sorted({*state.master_keys, *state.stops})
     return desk.identity.sign(

@@ -13,6 +13,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from temporalio import activity
 
+from activities.ledger.exporting import export
+from activities.ledger.places import Place, file_name, write_everywhere
 from activities.ledger.planning import as_signed, begin
 from activities.ledger.records import CeremonyRecord, ProtectionRecord, ShardRecord
 from activities.ledger.store import Ledger, NewEvent
@@ -25,6 +27,7 @@ from workflows.contracts.errors import LedgerConflict, MasterKeyError, NotKnown,
 from workflows.contracts.messages import (
     BeginCeremony,
     Begun,
+    BundleExported,
     CeremonySummary,
     CloseCeremony,
     Collect,
@@ -33,6 +36,7 @@ from workflows.contracts.messages import (
     DrillResult,
     Event,
     ExecuteOrder,
+    ExportBundle,
     HoldingRecorded,
     PlanMade,
     ProtectionSummary,
@@ -65,9 +69,17 @@ def _translated(function: Callable[P, R]) -> Callable[P, R]:
 class LedgerActivities:
     """Activities over one ledger; they block, and run in threads."""
 
-    def __init__(self, ledger: Ledger, roster: RosterSource) -> None:
+    def __init__(self, ledger: Ledger, roster: RosterSource, places: Sequence[Place] = ()) -> None:
+        """Prepare.
+
+        Args:
+            ledger: upgraded.
+            roster: of this host.
+            places: where bundles are written to.
+        """
         self._ledger = ledger
         self._roster = roster
+        self._places = places
 
     def all(self) -> Sequence[Callable[..., Any]]:
         """Everything to register with a Temporal worker."""
@@ -79,6 +91,7 @@ class LedgerActivities:
             self.commit_protection,
             self.execute_order,
             self.record_holding,
+            self.export_bundle,
             self.collect,
             self.close_ceremony,
             self.read_report,
@@ -184,6 +197,16 @@ class LedgerActivities:
             over=request.state == "ended",
         )
         return HoldingRecorded(stops=tuple(as_signed(stop) for stop in stops))
+
+    @activity.defn(name=names.EXPORT_BUNDLE)
+    @_translated
+    def export_bundle(self, request: ExportBundle) -> BundleExported:
+        """Write the bundle to every configured place; none is an answer too."""
+        if not self._places:
+            return BundleExported()
+        exported = export(self._ledger, self._roster)
+        places = write_everywhere(self._places, file_name(exported.head), exported.data)
+        return BundleExported(places=places, digest=exported.head.digest)
 
     @activity.defn(name=names.COLLECT)
     @_translated

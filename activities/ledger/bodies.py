@@ -126,8 +126,16 @@ class Imported(Part):
     approvals: tuple[Signed, ...]
 
 
+class RosterSeen(Part):
+    """Body of `roster-seen`: the first ceremony that began under a roster version found it."""
+
+    number: int
+    digest: Digest
+
+
 Body = (
-    Opened
+    RosterSeen
+    | Opened
     | PlanMade
     | Closed
     | Staged
@@ -141,6 +149,7 @@ Body = (
     | Imported
 )
 _BODIES: dict[str, type[Body]] = {
+    "roster-seen": RosterSeen,
     "ceremony-opened": Opened,
     "plan-made": PlanMade,
     "ceremony-closed": Closed,

@@ -14,9 +14,9 @@ from typing import ClassVar, Literal
 
 from activities.ledger.records import EventRecord, MasterKeyRecord, ShardRecord, Text
 from workflows.contracts.bundle import BundleHead, ImportedMasterKey, ImportTerms
-from workflows.contracts.canonical import Document, Part, Signed, Time, digest
+from workflows.contracts.canonical import Document, Part, Signed, Time
 from workflows.contracts.errors import ApprovalInvalid, BundleInvalid
-from workflows.contracts.roster import RosterFile, RosterVersion
+from workflows.contracts.roster import RosterChain, RosterFile, RosterVersion, signers_of
 from workflows.contracts.signatures import armour
 
 LIMIT = 128 * 2**20
@@ -105,31 +105,27 @@ def terms_of(bundle: Bundle, file: str) -> ImportTerms:
     )
 
 
-def file_digest(data: bytes) -> str:
-    """SHA-256 of a bundle's bytes: what people compare and sign."""
-    return digest(data)
+def normal_roster(file: RosterFile, chain: RosterChain) -> tuple[RosterVersion, ...]:
+    """The versions of a verified roster file as they stand in a bundle.
 
-
-def normal_roster(file: RosterFile) -> tuple[RosterVersion, ...]:
-    """The versions of a roster file as they stand in a bundle: no proposal, every signature in one form.
-
-    The first version is pinned by its digest: nobody signs it.
+    Without a proposal, and with one signature, in one form, of each custodian whose signature counts. Nobody signs
+    the first version: it is pinned by its digest.
     """
-    first, *others = file.versions
-    return (
-        RosterVersion(document=first.document),
-        *(
-            RosterVersion(document=entry.document, signatures=tuple(map(normal_signature, entry.signatures)))
-            for entry in others
-        ),
-    )
+    versions = [RosterVersion(document=file.versions[0].document)]
+    for before, entry in zip(chain.versions, file.versions[1:], strict=False):
+        counting: dict[str, str] = {}
+        for signature in entry.signatures:
+            alone = RosterVersion(document=entry.document, signatures=(signature,))
+            for name in signers_of(alone, before.change, before):
+                counting.setdefault(name, normal_signature(signature))
+        versions.append(RosterVersion(document=entry.document, signatures=tuple(counting.values())))
+    return tuple(versions)
 
 
 def normal_signature(signature: str) -> str:
-    """An armoured signature with the line breaks that OpenSSH writes; one that cannot be read as it is."""
-    lines = signature.split()
-    body = "".join(line for line in signature.strip().splitlines()[1:-1])
+    """An armoured signature with the line breaks that OpenSSH writes; what is none comes back as it is."""
+    parts = signature.split("-----")
     try:
-        return armour(binascii.a2b_base64("".join(body.split()), strict_mode=True)) if len(lines) > 2 else signature
-    except binascii.Error:
+        return armour(binascii.a2b_base64("".join(parts[2].split()), strict_mode=True))
+    except (IndexError, binascii.Error):
         return signature

@@ -27,6 +27,7 @@ from activities.ledger.bodies import (
     Opened,
     PlanMade,
     Retired,
+    RosterSeen,
     Staged,
     read_body,
     wrong,
@@ -92,6 +93,7 @@ class History:
 
     Attributes:
         protections: the committed ones, by digest, in the order of their commits.
+        rosters: digests of the roster versions under which ceremonies began.
         orders: for each retirement, destruction by order, and lift: its event and what it said.
     """
 
@@ -99,6 +101,7 @@ class History:
     master_keys: dict[str, MasterKeyPast] = field(default_factory=dict)
     protections: dict[str, ProtectionPast] = field(default_factory=dict)
     stops: dict[str, StopPast] = field(default_factory=dict)
+    rosters: list[str] = field(default_factory=list)
     orders: list[tuple[EventRecord, Retired | Destroyed | Lifted]] = field(default_factory=list)
     staged: dict[str, tuple[str, Staged]] = field(default_factory=dict)
 
@@ -142,6 +145,8 @@ def _take(history: History, event: EventRecord, body: Body) -> None:
             history.ceremonies[event.ceremony] = past_of(event, body)
         case Imported() | Held():
             return
+        case RosterSeen():
+            history.rosters.append(body.digest)
         case PlanMade():
             _ceremony(history, event)
         case Discarded():

@@ -34,6 +34,8 @@ def begin(ledger: Ledger, chain: RosterChain, request: BeginCeremony) -> Begun:
         Stopped: a custodian has ordered that this MasterKey is served to nobody.
     """
     action, master_key, roster = request.action, request.master_key, chain.current
+    # So that a bundle cannot come with an older roster than the one that was in force.
+    ledger.note_roster(roster.number, chain.digest)
     known = next((key for key in ledger.master_keys() if key.master_key == master_key), None)
     if action == "init" and known is not None:
         raise NameTaken(f"a MasterKey named {master_key} exists already")

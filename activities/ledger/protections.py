@@ -96,7 +96,7 @@ def commit(session: Session, ceremony: str, attempt: int, retention: timedelta |
         session.flush()
     row.status = "active"
     session.flush()
-    discarded = _delete_staged(session, ceremony)
+    discarded = delete_staged(session, ceremony)
     chain.append(
         session,
         ceremony=ceremony,
@@ -115,7 +115,7 @@ def commit(session: Session, ceremony: str, attempt: int, retention: timedelta |
 
 def discard_staged(session: Session, ceremony: str, now: datetime) -> int:
     """See `Ledger.discard_staged`."""
-    discarded = _delete_staged(session, ceremony)
+    discarded = delete_staged(session, ceremony)
     if discarded:
         body = {"discarded": [row.digest for row in discarded]}
         chain.append(
@@ -223,7 +223,8 @@ def _highest_epoch(session: Session, master_key: str) -> int:
     return session.scalar(query) or 0
 
 
-def _delete_staged(session: Session, ceremony: str) -> Sequence[Protection]:
+def delete_staged(session: Session, ceremony: str) -> Sequence[Protection]:
+    """Delete what a ceremony staged and did not commit, and return it."""
     staged = session.scalars(
         select(Protection).filter_by(ceremony=ceremony, status="staged").order_by(Protection.attempt)
     ).all()

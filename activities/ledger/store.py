@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -31,6 +31,8 @@ from activities.ledger.records import (
 from activities.ledger.stops import Stops
 from workflows.contracts.canonical import seconds
 from workflows.contracts.errors import ConfigurationInvalid, LedgerConflict
+
+T = TypeVar("T")
 
 _PAGE = 100
 
@@ -108,6 +110,14 @@ class Ledger:
     def close(self) -> None:
         """Close the idle connections."""
         self._database.close()
+
+    def read(self, work: Callable[[Session], T]) -> T:
+        """Run `work` on one snapshot of the ledger: for what is read as a whole."""
+        return self._database.read(work)
+
+    def write(self, work: Callable[[Session, datetime], T]) -> T:
+        """Run `work`, which is told the time, in one transaction, alone: for what is written as a whole."""
+        return self._database.write(lambda s: work(s, self._clock()))
 
     # --- ceremonies --------------------------------------------------------------------------------------
 
@@ -276,6 +286,17 @@ class Ledger:
         """
         event = NewEvent(key, type_, body)
         return self._database.write(lambda s: self._append(s, ceremony, [event], master_key)[0])
+
+    def note_roster(self, number: int, digest: str) -> None:
+        """Record that a roster version is in force, with the event `roster-seen`; once for each."""
+        key, body = f"ledger:roster-seen:{digest}", {"number": number, "digest": digest}
+
+        def work(session: Session) -> None:
+            chain.append(
+                session, ceremony="", key=key, type_="roster-seen", body=body, master_key="", now=self._clock()
+            )
+
+        self._database.write(work)
 
     def record(self, ceremony: str, events: Sequence[NewEvent], master_key: str, phase: str) -> None:
         """Append events of a ceremony, and record how far it is: all or nothing.

@@ -49,16 +49,18 @@ def on_terminal(
         env={**os.environ, **(env or {})},
     )
     os.close(theirs)
-    shown, waiting, deadline = "", list(typed), time.monotonic() + limit
+    shown, waiting, answered, deadline = "", list(typed), 0, time.monotonic() + limit
     try:
-        while time.monotonic() < deadline:
+        while True:
+            assert time.monotonic() < deadline, f"it did not end in time: {shown}"
             if not select.select([ours], [], [], 0.5)[0]:
                 continue
             try:
                 shown += os.read(ours, 4096).decode(errors="replace")
             except OSError:
                 break
-            if waiting and re.search(waiting[0][0] + r"\s*$", shown):
+            if waiting and re.search(waiting[0][0] + r"\s*$", shown[answered:]):
+                answered = len(shown)
                 # getpass flushes what was typed before it asked.
                 time.sleep(0.1)
                 os.write(ours, waiting.pop(0)[1].encode() + b"\n")

@@ -141,6 +141,15 @@ async def test_spares_wait_ready_and_are_replaced() -> None:
         pool.release(one)
 
 
+async def test_spares_end_with_their_pool() -> None:
+    async with pool_of("echo", spares=2) as pool:
+        spares = list(pool._ready)
+        assert [one.alive() for one in spares] == [True, True]
+    for one in spares:
+        await asyncio.to_thread(one.wait, 5.0)
+    assert [one.alive() for one in spares] == [False, False]
+
+
 async def test_a_process_that_dies_while_it_starts_is_not_left_behind() -> None:
     async with pool_of("nothing_of_this_name") as pool:
         with pytest.raises(SessionLost):

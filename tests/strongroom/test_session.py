@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from activities.keystores import datakey
+from activities.keystores import datakey, orders
 from activities.keystores.base import KeyRef, WrappedKey
 from activities.recipient import open_delivery
 from activities.strongroom import envelope, session, shamir
+from activities.strongroom.datakeys import Session
 from activities.strongroom.hpke import PrivateKey
 from tests.world import KEYSTORES, NAMES, UNSEAL, MemoryKeystore, World, now
 from workflows.contracts.authority import Authority
 from workflows.contracts.canonical import Signed, decode64, digest, encode64
-from workflows.contracts.documents import DekResponse, Manifest, RecipientRequest
+from workflows.contracts.documents import DekResponse, Manifest, RecipientRequest, StateStatement
 from workflows.contracts.errors import ApprovalInvalid, CiphertextInvalid, ManifestInvalid, PlanInvalid
 from workflows.contracts.messages import (
     CheckDataKey,
@@ -40,7 +41,7 @@ class Ceremony:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def open(self, plan: Any, purpose: str, attempt: int = 1) -> session.Session:
+    def open(self, plan: Any, purpose: str, attempt: int = 1) -> Session:
         terms = SessionTerms(
             identity=str(self.world.folder / "strongroom"),
             roster_file=str(self.world.roster_file),
@@ -53,7 +54,7 @@ class Ceremony:
         )
         return session.open_session(terms, now())
 
-    def announce(self, opened: session.Session) -> Signed:
+    def announce(self, opened: Session) -> Signed:
         return opened.identity.sign(opened.announcement)
 
     def protect(
@@ -103,10 +104,11 @@ class Ceremony:
         return self.receive(delivered, request, key, stored), delivered
 
     def unwrap(self, stored: StoredProtection, index: int, authority: Authority, announced: Signed) -> DekAnswer:
+        keystore = stored.shards[index - 1].keystore
         return datakey.unwrap(
-            self.world.desk(KEYSTORES[index - 1]),
+            self.world.desk(keystore),
             UnwrapDataKey(
-                keystore=KEYSTORES[index - 1],
+                keystore=keystore,
                 index=index,
                 authority=authority,
                 session=announced,
@@ -115,6 +117,32 @@ class Ceremony:
             ),
             now(),
         )
+
+    def proofs(self, stored: StoredProtection) -> tuple[Signed, ...]:
+        """Every keystore's proof that it can give back its data key."""
+        return tuple(
+            datakey.check(
+                self.world.desk(row.keystore),
+                CheckDataKey(
+                    keystore=row.keystore,
+                    index=row.index,
+                    manifest=stored.manifest,
+                    wrapped_dek=row.wrapped_dek,
+                    nonce="cd" * 16,
+                ),
+                now(),
+            )
+            for row in stored.shards
+        )
+
+    def note(self, keystore: str, stored: StoredProtection, proofs: tuple[Signed, ...] | None = None) -> StateStatement:
+        """Tell a keystore's worker what is in force, with all proofs unless others are given."""
+        shown = self.proofs(stored) if proofs is None else proofs
+        request = NoteCommit(keystore=keystore, manifest=stored.manifest, proofs=shown)
+        signed = orders.note_commit(self.world.desk(keystore), request, now())
+        statement, signer = open_signed(StateStatement, signed)
+        assert signer == self.world.keystores[keystore].fingerprint
+        return statement
 
     def receive(
         self, delivered: Delivered, request: RecipientRequest, key: PrivateKey, stored: StoredProtection
@@ -348,8 +376,14 @@ def test_a_session_does_only_what_it_was_opened_for(ceremony: Ceremony) -> None:
     work = Protect(session="ab" * 16, authority=world.authority(plan, NAMES[:3]), deks=())
     with pytest.raises(ApprovalInvalid, match="opened for another plan"):
         session.protect(ceremony.open(plan, "release"), work, now())
-    with pytest.raises(ApprovalInvalid, match="0 DEKs for 5 shards"):
+    with pytest.raises(ApprovalInvalid, match="no DEK came for shard 1") as refused:
         session.protect(ceremony.open(plan, "protect"), work, now())
+    assert refused.value.subject == "ks-1"
+
+
+def test_a_dek_too_many_is_refused(ceremony: Ceremony) -> None:
+    with pytest.raises(ApprovalInvalid, match="6 DEKs are more than 5 shards need"):
+        ceremony.protect(change=lambda deks: deks.append(deks[4]))
 
 
 def test_a_session_is_not_opened_for_another_strongroom(ceremony: Ceremony) -> None:
@@ -466,32 +500,38 @@ def test_a_keystore_that_gives_back_another_dek_is_told_apart(ceremony: Ceremony
         datakey.check(ceremony.world.desk("ks-1", keystore=Lying("ks-1")), request, now())
 
 
+def as_epoch(ceremony: Ceremony, stored: StoredProtection, epoch: int, **changes: Any) -> StoredProtection:
+    """The protection, as the strongroom would describe it in another epoch."""
+    shards = tuple(
+        shard.model_copy(update={"binding": shard.binding.model_copy(update={"epoch": epoch})})
+        for shard in manifest_of(stored).shards
+    )
+    return resigned(ceremony, stored, **{"epoch": epoch, "shards": shards, **changes})
+
+
 def test_a_keystore_remembers_the_epoch_and_the_key_that_were_committed(ceremony: Ceremony) -> None:
-    stored, desk = ceremony.protect(), ceremony.world.desk("ks-1")
-    datakey.note_commit(desk, NoteCommit(keystore="ks-1", manifest=stored.manifest))
+    stored = ceremony.protect()
+    proofs = ceremony.proofs(stored)
+    assert ceremony.note("ks-1", stored, proofs).master_keys[0].epochs == {"primary": 1}
     # Another MasterKey under the same name: the approvals of the init, used twice by a hostile orchestrator.
     with pytest.raises(ManifestInvalid, match="was committed here before"):
         ceremony.protect()
-    other = Ceremony(ceremony.world)
-    manifest = manifest_of(stored)
-    newer = manifest.model_copy(
-        update={
-            "epoch": 2,
-            "shards": tuple(
-                shard.model_copy(update={"binding": shard.binding.model_copy(update={"epoch": 2})})
-                for shard in manifest.shards
-            ),
-        }
-    )
-    datakey.note_commit(desk, NoteCommit(keystore="ks-1", manifest=ceremony.world.strongroom.sign(newer)))
+    desk = ceremony.world.desk("ks-1")
+    desk.state.note_commit(manifest_of(as_epoch(ceremony, stored, 2)))
     with pytest.raises(ManifestInvalid, match="epoch 1; this keystore serves 2 and newer"):
-        other.unseal(stored)
-    pretender = newer.model_copy(update={"kcv": "00" * 16})
+        ceremony.unseal(stored)
+    with pytest.raises(ManifestInvalid, match="epoch 1; this keystore serves 2 and newer"):
+        ceremony.note("ks-1", stored, proofs)
     with pytest.raises(ManifestInvalid, match="another MasterKey"):
-        datakey.note_commit(desk, NoteCommit(keystore="ks-1", manifest=ceremony.world.strongroom.sign(pretender)))
-    last = newer.model_copy(update={"count": 2, "threshold": 2, "shards": newer.shards[:2]})
+        desk.state.note_commit(manifest_of(as_epoch(ceremony, stored, 2, kcv="00" * 16)))
+
+
+def test_a_manifest_that_is_none_is_not_taken_for_the_one_in_force(ceremony: Ceremony) -> None:
+    stored = ceremony.protect()
+    manifest = manifest_of(stored)
+    fewer = resigned(ceremony, stored, count=2, threshold=2, shards=manifest.shards[:2])
     with pytest.raises(ManifestInvalid):
-        datakey.note_commit(desk, NoteCommit(keystore="ks-1", manifest=ceremony.world.strongroom.sign(last)))
+        ceremony.note("ks-1", fewer, ceremony.proofs(stored))
 
 
 def test_a_keystore_serves_only_the_modes_it_is_configured_for(ceremony: Ceremony) -> None:

@@ -20,6 +20,7 @@ from temporalio.testing import ActivityEnvironment
 from activities.strongroom import envelope, hpke, session
 from activities.strongroom.activities import TARGET, StrongroomActivities
 from activities.strongroom.process import Channel, OneShot, Pool
+from tests.strongroom.test_reshard import Resharding
 from tests.strongroom.test_session import Ceremony, manifest_of
 from tests.world import NAMES, World
 from workflows.contracts.canonical import Signed
@@ -30,6 +31,7 @@ from workflows.contracts.messages import (
     OpenSession,
     Protect,
     Release,
+    Reshard,
     SessionOpened,
     StoredProtection,
 )
@@ -76,7 +78,7 @@ async def test_a_session_announces_a_key_signed_by_the_strongroom(
     assert signer == world.strongroom.fingerprint
     assert announcement.session == found.session
     assert found.queue == "private"
-    assert (len(strongroom.shared()), len(strongroom.private())) == (1, 3)
+    assert (len(strongroom.shared()), len(strongroom.private())) == (1, 4)
 
 
 async def test_a_plan_for_another_strongroom_opens_no_session(strongroom: StrongroomActivities, world: World) -> None:
@@ -149,6 +151,28 @@ async def test_a_whole_protection_is_made_and_released_over_the_pipe(
     delivered = await ActivityEnvironment().run(strongroom.release, work)
     master_key = ceremony.receive(delivered, request, key, stored)
     assert envelope.key_check_value(master_key, "eu10") == manifest_of(stored).kcv
+
+
+async def test_a_whole_protection_is_made_anew_over_the_pipe(strongroom: StrongroomActivities, world: World) -> None:
+    ceremony = Resharding(world)
+    stored, target = ceremony.protect(), world.target_over(("ks-1", "ks-2"))
+    key, _ = ceremony.unseal(stored)
+    plan = world.reshard_plan(stored, target)
+    authority = world.authority(plan, NAMES[:3])
+    asked = OpenSession(purpose="reshard", plan=plan.canonical().decode(), attempt=1)
+    found = await ActivityEnvironment().run(strongroom.open_session, asked)
+    work = Reshard(
+        session=found.session,
+        authority=authority,
+        protection=stored,
+        opened=tuple(ceremony.unwrap(stored, index, authority, found.announcement) for index in (1, 2, 3)),
+        deks=tuple(ceremony.generate(target, authority, found.announcement)),
+    )
+    made = await ActivityEnvironment().run(strongroom.reshard, work)
+    assert ceremony.unseal(made, indexes=(1, 2))[0] == key
+    with pytest.raises(ApplicationError) as refused:
+        await ActivityEnvironment().run(strongroom.reshard, work)
+    assert error_of(refused) == "SessionLost"
 
 
 async def test_a_session_that_dies_is_noticed_by_whoever_holds_it(
@@ -231,7 +255,7 @@ def test_a_session_speaks_terms_announcement_work_and_answer(world: World, monke
 
     asked = GenerateDataKey(keystore="ks-1", index=1, authority=authority, session=announced)
     dek = datakey.generate(world.desk("ks-1"), asked, now())
-    work = session.ProtectOrRelease(protect=Protect(session="ab" * 16, authority=authority, deks=(dek,)))
+    work = session.SessionWork(protect=Protect(session="ab" * 16, authority=authority, deks=(dek,)))
     ours.send_bytes(work.model_dump_json().encode())
     answer = ours.recv_bytes()
     thread.join(5)
@@ -241,7 +265,7 @@ def test_a_session_speaks_terms_announcement_work_and_answer(world: World, monke
     assert ceremony.world is world
 
 
-def test_a_session_that_is_asked_for_a_release_or_for_nothing_says_so(
+def test_a_session_that_is_asked_for_something_else_or_for_nothing_says_so(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = world.init_plan(world.target())
@@ -251,9 +275,11 @@ def test_a_session_that_is_asked_for_a_release_or_for_nothing_says_so(
         protection=Ceremony(world).protect(),
         deks=(),
     )
+    reshard = Reshard(**dict(release), opened=())
     for work, complaint in (
-        (session.ProtectOrRelease(), "asked to do nothing"),
-        (session.ProtectOrRelease(release=release), "releases nothing"),
+        (session.SessionWork(), "asked to do nothing"),
+        (session.SessionWork(release=release), "releases nothing"),
+        (session.SessionWork(reshard=reshard), "opens nothing to protect it anew"),
     ):
         ours, thread, raised = serve(monkeypatch)
         ours.send_bytes(terms(world, plan, "protect"))

@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from workers.cli import (
+    bundle,
     ceremonies,
     contribute,
     demo,
@@ -61,6 +62,7 @@ app.command("reject")(ceremonies.reject)
 app.command("contribute")(contribute.contribute)
 app.add_typer(offline.app, name="offline")
 app.command("drill")(drill.drill)
+app.add_typer(bundle.app, name="bundle")
 app.command("seal")(seal.seal)
 app.command("reshard")(reshard.reshard)
 app.command("destroy")(reshard.destroy)

@@ -1,4 +1,7 @@
-"""The five keystores of the demo: real OpenBao and SoftHSM, emulated AWS and Google KMS, a Key Vault stand-in."""
+"""The keystores of the demo: real OpenBao and SoftHSM, emulated AWS and Google KMS, a Key Vault stand-in.
+
+Five that protect, and a spare one to recover into.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ from pathlib import Path
 from workers.embedded.drongo import create_crypto_key, start_drongo
 from workers.embedded.key_vault import start_key_vault
 from workers.embedded.moto import CREDENTIALS, create_kms_key, start_moto
-from workers.embedded.openbao import start_openbao
+from workers.embedded.openbao import OpenBao, start_openbao
+from workers.embedded.process import ServiceFailed
 from workers.embedded.softhsm import make_token
 from workers.embedded.stack import KeystoreSetup
 
-_KEY = "masterkey"
+_KEY, _SPARE_KEY = "masterkey", "masterkey-zrh"
+SPARE = "bao-zrh"
+"""The keystore that no MasterKey uses at first."""
 
 
 def component_keystores(folder: Path) -> dict[str, KeystoreSetup]:
@@ -20,7 +26,15 @@ def component_keystores(folder: Path) -> dict[str, KeystoreSetup]:
     Raises:
         ServiceFailed, ConfigurationInvalid: one is not installed or did not start.
     """
-    keystores = (_aws(folder), _azure(folder), _gcp(folder), _hsm(folder), _bao(folder))
+    bao = start_openbao(folder / "openbao")
+    keystores = (
+        _aws(folder),
+        _azure(folder),
+        _gcp(folder),
+        _hsm(folder),
+        _bao(bao, "bao-fra", _KEY, folder),
+        _bao(bao, SPARE, _SPARE_KEY, folder),
+    )
     return {keystore.name: keystore for keystore in keystores}
 
 
@@ -47,9 +61,21 @@ def _hsm(folder: Path) -> KeystoreSetup:
     return KeystoreSetup("hsm-fra", token.settings("wrap"), env=token.env, backend="SoftHSM2 over PKCS#11, AES-GCM")
 
 
-def _bao(folder: Path) -> KeystoreSetup:
-    bao = start_openbao(folder / "openbao")
-    bao.create_key(_KEY)
-    token = bao.write_token(_KEY, folder / "openbao" / "token")
-    table = {"type": "transit", "address": bao.service.endpoint, "key_name": _KEY, "token_file": str(token)}
-    return KeystoreSetup("bao-fra", table, backend="OpenBao, the real server", service=bao.service)
+def delete_bao_key(folder: Path, keystores: dict[str, KeystoreSetup]) -> None:
+    """Delete the key of `bao-fra` for good, as an administrator of OpenBao can."""
+    service = keystores["bao-fra"].service
+    if service is None:
+        raise ServiceFailed("bao-fra has no service")
+    bao = OpenBao(service, (folder / "openbao" / "root").read_text(encoding="ascii"))
+    bao.ask("POST", f"transit/keys/{_KEY}/config", {"deletion_allowed": True})
+    bao.ask("DELETE", f"transit/keys/{_KEY}")
+
+
+def _bao(bao: OpenBao, name: str, key: str, folder: Path) -> KeystoreSetup:
+    bao.create_key(key)
+    root = folder / "openbao" / "root"
+    root.touch(mode=0o600)
+    root.write_text(bao.root_token, encoding="ascii")
+    token = bao.write_token(key, folder / "openbao" / f"{name}.token")
+    table = {"type": "transit", "address": bao.service.endpoint, "key_name": key, "token_file": str(token)}
+    return KeystoreSetup(name, table, backend="OpenBao, the real server", service=bao.service)

@@ -34,9 +34,13 @@ def difference(before: Manifest | None, after: Target) -> tuple[str, ...]:
         if was[name].binding.key_id != now[name].key_id:
             lines.append(f"re-keys {name}: {was[name].binding.key_id} -> {now[name].key_id}")
         if was[name].custodians != now[name].custodians:
-            lines.append(f"custody {name}:{_held_by(was[name].custodians)} ->{_held_by(now[name].custodians)}")
+            lines.append(f"custody {name}: {_names(was[name].custodians)} -> {_names(now[name].custodians)}")
     return tuple(lines) or ("same keystores and custodians; all data keys and shards are made anew",)
 
 
 def _held_by(custodians: tuple[str, ...]) -> str:
-    return f" {' or '.join(custodians)}" if custodians else " policy"
+    return f", released by {_names(custodians)}" if custodians else ""
+
+
+def _names(custodians: tuple[str, ...]) -> str:
+    return " or ".join(custodians) or "policy"

@@ -1,0 +1,99 @@
+"""The emergency stop: nobody is served, programs that hold the MasterKey end, until the quorum lifts it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from tests.conftest import Installation
+from tests.life.test_reshard import approve_waiting, change, unseal
+from tests.support import eventually
+
+HOLD_ON = (
+    "import os, pathlib, sys, time; os.read(int(os.environ['MASTERKEY_FD']), 64);"
+    "pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(600)"
+)
+
+
+def stop(installation: Installation, name: str, who: str = "erin", *words: str) -> tuple[int, dict[str, object]]:
+    """Let a custodian order a stop; the exit code and the answer."""
+    key = str(installation.folder / "keys" / who)
+    child = installation.stack.background(
+        "seal", name, "--key", key, "--yes", "--reason", "a laptop was stolen", *words
+    )
+    out, err = child.communicate(timeout=90)
+    assert out, err
+    return child.returncode, json.loads(out)
+
+
+def test_a_stop_ends_programs_and_running_unseals_and_only_the_quorum_lifts_it(
+    installation: Installation, tmp_path: Path
+) -> None:
+    name = installation.fresh_name()
+    made = installation.init(name)
+    # One recipient holds it, another waits for its custodians.
+    holder = installation.stack.background(
+        "unseal", name, "--exec", "--", sys.executable, "-c", HOLD_ON, str(tmp_path / "pid")
+    )
+    approve_waiting(installation, name, "unseal", ["alice", "bob", "carol"])
+    eventually((tmp_path / "pid").exists)
+    waiting = installation.stack.background("unseal", name, "--exec", "--", "true")
+    eventually(
+        lambda: any(
+            entry["master_key"] == name and entry["phase"] == "quorum"
+            for entry in installation.stack.masterkey("ceremony", "list")["ceremonies"]
+        )
+    )
+    code, told = stop(installation, name)
+    assert code == 0, told
+    assert [one["acknowledged"] for one in told["keystores"]] == [True] * 5
+    assert sorted(one["state"] for one in told["holders"]) == ["ended", "ended"]
+    out, err = holder.communicate(timeout=30)
+    assert (holder.returncode, json.loads(out)["stopped"]) == (1, True), err
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
+    out, err = waiting.communicate(timeout=30)
+    assert json.loads(out)["error"] == "Stopped", err
+    # Nobody is served any more, and that is said at once; the drill, which opens nothing, still works.
+    child = installation.stack.background("unseal", name, "--exec", "--", "true")
+    assert json.loads(child.communicate(timeout=30)[0])["error"] == "Stopped"
+    assert installation.stack.masterkey("drill", name)["healthy"] is True
+    shown = installation.stack.masterkey("status", name)["stops"]
+    assert [(one["ordered_by"], one["reason"]) for one in shown] == [("erin", "a laptop was stolen")]
+    # Again is harmless.
+    assert stop(installation, name, "bob")[0] == 0
+    lifted = change(installation, "seal", name, ["alice", "bob", "carol"], "--lift")
+    assert len(lifted["stops"]) == 2
+    assert all(one["acknowledged"] for one in lifted["keystores"])
+    assert installation.stack.masterkey("status", name)["stops"] == []
+    assert f"32 {made['kcv']}" in unseal(installation, name, ["alice", "bob", "carol"])[1]
+
+
+def test_who_cannot_be_told_is_named_with_the_keys_to_disable_by_hand(installation: Installation) -> None:
+    name = installation.fresh_name()
+    installation.init(name, "seal", count=2)
+    service = installation.stack.services["keystores"]
+    service.signal_group(__import__("signal").SIGSTOP)
+    try:
+        code, told = stop(installation, name, "alice", "--patience", "3")
+    finally:
+        service.signal_group(__import__("signal").SIGCONT)
+    assert code == 1
+    by_name = {one["keystore"]: one for one in told["keystores"]}
+    assert not any(one["acknowledged"] for one in by_name.values())
+    assert by_name["bao-1"]["keys"][0].endswith("/transit/keys/wrap-1")
+    assert by_name["bao-5"]["keys"] == []
+    # The same order again reaches them, now that they answer.
+    assert stop(installation, name, "alice")[0] == 0
+    change(installation, "seal", name, ["alice", "bob", "carol"], "--lift")
+
+
+def test_a_stop_by_nobody_is_refused_and_one_of_another_masterkey_changes_nothing(installation: Installation) -> None:
+    name = installation.fresh_name()
+    installation.init(name, "seal", count=1)
+    code, told = stop(installation, name, "recipient")
+    assert (code, told["error"]) == (1, "ApprovalInvalid")
+    other = installation.fresh_name()
+    installation.init(other, "seal", count=1)
+    stop(installation, other)
+    unseal(installation, name, [])

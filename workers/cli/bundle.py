@@ -1,0 +1,245 @@
+"""`masterkey bundle ...`: everything that is needed to rebuild the ledger, as one file."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workers.cli.output import OPTIONS, answer, run, say
+from workflows.contracts.errors import ApprovalInvalid, ConfigurationInvalid, NotKnown
+
+if TYPE_CHECKING:
+    from activities.ledger.importing import Served
+    from activities.ledger.store import Ledger
+    from activities.ledger.verification import Verified
+    from workers.config import Configuration
+    from workflows.contracts.canonical import Signed
+    from workflows.contracts.roster import RosterChain
+
+app = typer.Typer(help="The ledger as one portable file.", no_args_is_help=True)
+
+FileArgument = Annotated[Path, typer.Argument(help="A bundle.")]
+
+
+@app.command("export")
+def export(
+    file: Annotated[Path | None, typer.Argument(help="Where to write it; the configured places by default.")] = None,
+) -> None:
+    """Write the ledger's bundle; needs the ledger's database."""
+    from activities.ledger.exporting import export as make
+    from activities.ledger.places import file_name, write_everywhere, write_file
+    from workflows.contracts.canonical import digest
+
+    configuration = OPTIONS.load()
+    exported = make(_ledger(configuration), configuration.roster_source())
+    if file is not None:
+        try:
+            write_file(file, exported.data)
+        except OSError as error:
+            raise ConfigurationInvalid(f"cannot write {file}: {error.strerror}") from None
+        places: tuple[str, ...] = (str(file),)
+    elif configured := configuration.bundle_places():
+        places = write_everywhere(configured, file_name(exported.head), exported.data)
+    else:
+        raise ConfigurationInvalid(
+            "no place for bundles is configured", next_step="name a file, or set `directory` or `s3` in [bundle]"
+        )
+    told = {"places": list(places), "digest": digest(exported.data), "events": exported.head.events}
+
+    def text() -> None:
+        for place in places:
+            say(f"wrote {place}")
+        say(f"digest {told['digest']}; note it elsewhere, and compare it when you need the file")
+
+    answer({**told, "head": exported.head.digest}, text)
+
+
+@app.command("verify")
+def verify(file: FileArgument) -> None:
+    """Verify a bundle: every signature, hash and rule. Needs no ledger and no network, only the pinned roster."""
+    verified = _verified(OPTIONS.load(), file)
+
+    def text() -> None:
+        say(f"{file} verifies: {verified.terms.bundle}")
+        say(f"last event {verified.terms.created:%Y-%m-%d %H:%M:%S} UTC, number {verified.terms.head.events}")
+        say(f"roster version {verified.chain.current.number}, {verified.chain.digest}")
+        for entry in verified.master_keys:
+            stopped = f", STOPPED by {entry.stops} orders" if entry.stops else ""
+            say(f"{entry.name}: KCV {entry.kcv}, highest epoch {entry.epoch}{stopped}")
+            for one in entry.protections:
+                say(f"  epoch {one.epoch} {one.status} {one.purpose}: {one.mode} {one.threshold} of {one.count}")
+        for doubt in verified.doubts:
+            say(f"note: {doubt}")
+
+    answer(_told(verified), text)
+
+
+@app.command("approve")
+def approve(
+    file: FileArgument,
+    key: Annotated[Path, typer.Option(help="Your SSH private key, or its public half if an agent holds it.")],
+    out: Annotated[Path | None, typer.Option(help="File for your approval; next to the bundle by default.")] = None,
+    days: Annotated[float, typer.Option(help="How long it counts, 30 at most.")] = 7.0,
+    yes: Annotated[bool, typer.Option("--yes", help="Sign without asking.")] = False,
+) -> None:
+    """Sign, as a custodian, that this bundle may become the ledger where there is none."""
+    from activities.ledger.importing import agreed_roster
+    from activities.ledger.places import write_file
+    from workers.ssh import public_key_of, sign_with_key
+    from workflows.contracts.bundle import IMPORT_LIFETIME, ImportApproval, render_import
+    from workflows.contracts.canonical import Signed, seconds
+    from workflows.contracts.signatures import fingerprint
+
+    configuration = OPTIONS.load()
+    verified = _verified(configuration, file)
+    chain, now = agreed_roster(verified.chain, _own_roster(configuration)), seconds(datetime.now(UTC))
+    document = ImportApproval(
+        terms=verified.terms,
+        roster=chain.digest,
+        custodian=fingerprint(public_key_of(key)),
+        issued=now,
+        expires=now + min(timedelta(seconds=round(days * 86_400)), IMPORT_LIFETIME),
+    )
+    if chain.current.custodian(document.custodian) is None:
+        raise ApprovalInvalid(f"{key} is no custodian's key in the roster", next_step="see `masterkey roster show`")
+    words = render_import(document.canonical(), chain, now)
+    say(words)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigurationInvalid("nobody can be asked here", next_step="add --yes to sign without asking")
+        if not typer.confirm(f"\nSign this with {key}?", err=True):
+            raise ApprovalInvalid("not signed", next_step="nothing was written")
+    signed = Signed(
+        document=document.canonical().decode(), signature=sign_with_key(document.canonical(), key, ImportApproval.TYPE)
+    )
+    place = out or file.with_name(f"{file.name}.{document.custodian.removeprefix('SHA256:')[:8]}.approval")
+    try:
+        write_file(place, signed.model_dump_json().encode())
+    except OSError as error:
+        raise ConfigurationInvalid(f"cannot write {place}: {error.strerror}") from None
+    told = {"approval": str(place), "bundle": verified.terms.bundle, "words": words}
+    answer(told, lambda: say(f"\nwrote {place}; whoever imports the bundle gives it with --approval"))
+
+
+@app.command("import")
+def import_(
+    file: FileArgument,
+    approval: Annotated[
+        list[Path] | None, typer.Option(help="A custodian's approval; once for each, where the ledger is empty.")
+    ] = None,
+) -> None:
+    """Fill an empty ledger from a bundle, or add to one what it lacks. Never overwrites."""
+    from activities.ledger.importing import import_bundle
+
+    configuration = OPTIONS.load()
+    verified = _verified(configuration, file)
+    ours, approvals = _own_roster(configuration), [_approval(path) for path in approval or ()]
+    ledger = _ledger(configuration)
+    served = run(_ask_keystores(verified))
+    done = import_bundle(ledger, verified, roster=ours, approvals=approvals, served=served)
+    if ours is None:
+        _write_roster(configuration, verified)
+
+    def text() -> None:
+        if not done.added:
+            say("the ledger holds all of this bundle already")
+            return
+        say(f"imported {done.added} events; the ledger's hash chain verifies")
+        if done.approved_by:
+            say(f"as approved by {', '.join(done.approved_by)}")
+        for entry in verified.master_keys:
+            say(f"{entry.name}: KCV {entry.kcv}, highest epoch {entry.epoch}")
+        say("now drill every MasterKey: masterkey drill NAME")
+
+    asked = served is not None
+    told = {"added": done.added, "approved_by": list(done.approved_by), "keystores_asked": asked}
+    answer({**_told(verified), **told}, text)
+
+
+async def _ask_keystores(verified: Verified) -> Served | None:
+    """What keystore workers say that they serve; None if nobody can be asked: in a disaster there may be nobody."""
+    from temporalio.client import WorkflowFailureError
+    from temporalio.service import RPCError
+
+    from workers import ceremony_client
+    from workers.connection import connect
+
+    try:
+        found = await ceremony_client.ask_keystores(await connect(), verified.chain)
+    except (ConfigurationInvalid, WorkflowFailureError, RPCError) as error:
+        reason = error.message if isinstance(error, ConfigurationInvalid) else "no orchestrator answers"
+        say(f"note: keystores were not asked what they serve ({reason}): this may not be the newest bundle")
+        return None
+    if found.silent:
+        say(f"note: {', '.join(found.silent)} did not say what they serve")
+    return found.master_keys
+
+
+def _ledger(configuration: Configuration) -> Ledger:
+    from activities.ledger.store import Ledger
+
+    ledger = Ledger(configuration.ledger_url())
+    ledger.check()
+    return ledger
+
+
+def _own_roster(configuration: Configuration) -> RosterChain | None:
+    """This host's roster; None if the file is not there (any more)."""
+    source = configuration.roster_source()
+    return source.load() if source.file.exists() else None
+
+
+def _write_roster(configuration: Configuration, verified: Verified) -> None:
+    from activities.ledger.places import write_file
+    from workflows.contracts.roster import RosterFile
+
+    path = configuration.roster_source().file
+    try:
+        write_file(path, RosterFile(versions=verified.bundle.roster).model_dump_json(indent=1).encode() + b"\n")
+    except OSError as error:
+        raise ConfigurationInvalid(f"imported, but cannot write the roster {path}: {error.strerror}") from None
+    say(f"wrote {path}: roster version {verified.chain.current.number}, from the bundle")
+
+
+def _verified(configuration: Configuration, file: Path) -> Verified:
+    from activities.ledger.bundle import check_size
+    from activities.ledger.verification import verify as check
+
+    try:
+        check_size(file.stat().st_size)
+        data = file.read_bytes()
+    except OSError as error:
+        raise NotKnown(f"cannot read the bundle {file}: {error.strerror}", next_step="name another file") from None
+    pinned = configuration.roster
+    return check(data, genesis=pinned.genesis, minimum_version=pinned.minimum_version)
+
+
+def _approval(path: Path) -> Signed:
+    from pydantic import ValidationError
+
+    from workflows.contracts.canonical import Signed
+
+    try:
+        return Signed.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise NotKnown(f"cannot read the approval {path}: {error.strerror}", next_step="name another file") from None
+    except ValidationError:
+        raise ApprovalInvalid(f"{path} is no approval", next_step="make one: masterkey bundle approve") from None
+
+
+def _told(verified: Verified) -> dict[str, Any]:
+    terms = verified.terms
+    return {
+        "bundle": terms.bundle,
+        "events": terms.head.events,
+        "head": terms.head.digest,
+        "created": terms.created.isoformat(),
+        "roster_version": verified.chain.current.number,
+        "master_keys": [asdict(entry) for entry in verified.master_keys],
+        "doubts": list(verified.doubts),
+    }
