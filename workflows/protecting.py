@@ -51,7 +51,7 @@ from workflows.proof import prove_data_key
 DESCRIBE_PATIENCE = timedelta(seconds=30)
 _PROTECT_PATIENCE = timedelta(seconds=90)
 _NOTE_PATIENCE = timedelta(seconds=30)
-_EXPORT_PATIENCE = timedelta(seconds=3)
+_EXPORT_PATIENCE = timedelta(minutes=2)
 
 
 class Topology:

@@ -10,25 +10,32 @@ import pytest
 
 from activities.keystores.base import context_bytes
 from activities.strongroom import envelope
+from activities.keystores import orders
 from activities.strongroom.hpke import PrivateKey, encrypt_to
+from tests.strongroom.test_reshard import Resharding
 from tests.strongroom.test_session import Ceremony, manifest_of
-from tests.world import NAMES, MemoryKeystore, World, now
+from tests.world import KEYSTORES, NAMES, MemoryKeystore, World, now
 from workflows.contracts.canonical import Document, Signed, canonical_json, digest
 from workflows.contracts.documents import (
     Approval,
     CheckResponse,
     DekResponse,
     Delivery,
+    Ended,
     KeyDescription,
     KeystoreContext,
     Manifest,
+    Plan,
     RecipientRequest,
     SessionAnnouncement,
     ShardBinding,
+    StateStatement,
+    Stop,
     dek_info,
     delivery_info,
 )
 from workflows.contracts.errors import ApprovalInvalid, CiphertextInvalid
+from workflows.contracts.messages import StopServing
 from workflows.contracts.signatures import open_signed
 
 OTHER: dict[str, Any] = {
@@ -50,8 +57,8 @@ OTHER: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def ceremony(tmp_path_factory: pytest.TempPathFactory) -> Ceremony:
-    return Ceremony(World.make(tmp_path_factory.mktemp("world")))
+def ceremony(tmp_path_factory: pytest.TempPathFactory) -> Resharding:
+    return Resharding(World.make(tmp_path_factory.mktemp("world")))
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +101,12 @@ def test_every_value_of_a_context_is_text_and_none_is_left_out(binding: ShardBin
     assert len(context_bytes(fields)) < 8192
 
 
-@pytest.mark.parametrize("place", range(3))
-def test_a_dek_on_its_way_is_bound_to_session_context_and_purpose(place: int) -> None:
+@pytest.mark.parametrize(("place", "other"), [(0, "sha256:other"), (1, "sha256:other"), (2, "release"), (2, "reshard")])
+def test_a_dek_on_its_way_is_bound_to_session_context_and_purpose(place: int, other: str) -> None:
     key = PrivateKey()
     said: list[Any] = ["sha256:session", "sha256:context", "protect"]
     ciphertext = encrypt_to(key.public_key, b"d" * 32, dek_info(*said))
-    said[place] = ["sha256:other", "sha256:other", "release"][place]
+    said[place] = other
     with pytest.raises(CiphertextInvalid):
         key.open(ciphertext, dek_info(*said))
 
@@ -118,7 +125,7 @@ def test_a_delivery_is_bound_to_request_manifest_and_check_value(place: int) -> 
 
 
 @pytest.fixture(scope="module")
-def documents(ceremony: Ceremony) -> dict[str, tuple[type[Document], Signed]]:
+def documents(ceremony: Resharding) -> dict[str, tuple[type[Document], Signed]]:
     """One signed document of every type, as the roles made them."""
     world = ceremony.world
     stored = ceremony.protect()
@@ -134,8 +141,27 @@ def documents(ceremony: Ceremony) -> dict[str, tuple[type[Document], Signed]]:
     checked = CheckResponse(
         manifest=stored.manifest.digest, master_key="eu10", index=1, nonce="0" * 32, matches=True, **shared
     )
+    resharded = world.reshard_plan(stored, world.target_over(KEYSTORES[:3], retention_hours=24))
+    made = ceremony.reshard(stored, world.target_over(KEYSTORES[:3]))
+    stop = world.stop("alice")
+    desk = world.desk("ks-4")
+    desk.state.note_commit(manifest_of(stored))
+    ended = Ended(
+        master_key="eu10",
+        ceremony=plan.ceremony,
+        stop=stop.digest,
+        recipient=world.recipient.fingerprint,
+        time=now(),
+    )
     return {
         "approval": (Approval, world.approval("alice", plan)),
+        "approval of a reshard": (Approval, world.approval("alice", resharded)),
+        "approval of a lift": (Approval, world.approval("alice", world.order_plan("lift", [stop.digest]))),
+        "approval of a retirement": (Approval, world.approval("alice", world.order_plan("retire", stored))),
+        "manifest of a reshard": (Manifest, made.manifest),
+        "stop": (Stop, stop),
+        "state": (StateStatement, orders.stop_serving(desk, StopServing(keystore="ks-4", stop=stop), now())),
+        "ended": (Ended, world.recipient.sign(ended)),
         "request": (RecipientRequest, signed_request),
         "session": (SessionAnnouncement, announced),
         "dek": (DekResponse, ceremony.unwrap(stored, 1, authority, announced).response),
@@ -166,7 +192,34 @@ def changed(value: Any) -> Any:
     return "x" if value is None else None
 
 
-@pytest.mark.parametrize("name", ["approval", "request", "session", "dek", "delivery", "manifest", "check", "key"])
+NAMES_OF_DOCUMENTS = [
+    "approval",
+    "approval of a reshard",
+    "approval of a lift",
+    "approval of a retirement",
+    "request",
+    "session",
+    "dek",
+    "delivery",
+    "manifest",
+    "manifest of a reshard",
+    "check",
+    "key",
+    "stop",
+    "state",
+    "ended",
+]
+
+
+def test_every_kind_of_signed_document_is_tried(documents: dict[str, tuple[type[Document], Signed]]) -> None:
+    assert set(documents) == set(NAMES_OF_DOCUMENTS)
+    signed = {kind for kind in Document.__subclasses__() if kind.__module__ == Manifest.__module__}
+    # A plan is signed as a part of an approval.
+    assert {kind for kind, _ in documents.values()} == signed - {Plan}
+    assert len({kind.TYPE for kind in Document.__subclasses__()}) == len(Document.__subclasses__())
+
+
+@pytest.mark.parametrize("name", NAMES_OF_DOCUMENTS)
 def test_no_field_of_a_signed_document_can_be_changed(
     documents: dict[str, tuple[type[Document], Signed]], name: str
 ) -> None:
@@ -180,19 +233,21 @@ def test_no_field_of_a_signed_document_can_be_changed(
         inner = altered
         for step in path[:-1]:
             inner = inner[step]
-        inner[path[-1]] = changed(inner[path[-1]])
+        before = inner[path[-1]]
+        inner[path[-1]] = changed(before)
+        assert inner[path[-1]] != before
         text = canonical_json(altered).decode()
         with pytest.raises(ApprovalInvalid):
             open_signed(kind, signed.model_copy(update={"document": text}))
     assert document.digest == signed.digest
 
 
-@pytest.mark.parametrize("name", ["approval", "request", "delivery", "manifest"])
+@pytest.mark.parametrize("name", ["approval", "request", "delivery", "manifest", "check", "stop", "state", "ended"])
 def test_a_signature_of_one_type_is_none_of_another(
     documents: dict[str, tuple[type[Document], Signed]], name: str
 ) -> None:
-    for other, (kind, _) in documents.items():
-        if other != name:
+    for kind, _ in documents.values():
+        if kind is not documents[name][0]:
             with pytest.raises(ApprovalInvalid):
                 open_signed(kind, documents[name][1])
 

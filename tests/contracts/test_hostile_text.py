@@ -16,17 +16,20 @@ from workflows.contracts.canonical import Name
 from workflows.contracts.documents import (
     Approval,
     CeremonyId,
+    Ended,
     KeyId,
     Manifest,
     Plan,
     RecipientRequest,
+    StateStatement,
+    Stop,
 )
 from workflows.contracts.errors import ApprovalInvalid, CeremonyEnded
 from workflows.contracts.roster import Roster
 
 WARM_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHrU8Pax4FsaDG+8vsXmjVC5Ic5f+U85/LWyiuV9s+9P"
 """A public key whose private half was thrown away."""
-KINDS = (Approval, Plan, Manifest, RecipientRequest, Roster)
+KINDS = (Approval, Plan, Manifest, RecipientRequest, Roster, Stop, StateStatement, Ended)
 LOOKALIKES = [
     "",
     "EU10",

@@ -10,6 +10,7 @@ import typer
 from workers.cli.output import OPTIONS, answer, run, say
 from workers.cli.progress import live
 from workers.cli.topology import say_result, shard_requests, told_result, validated
+from workflows.contracts.errors import CeremonyEnded
 
 
 def recover(
@@ -64,16 +65,27 @@ def recover(
 async def _recover(name: str, wishes: dict[str, Any], wait: bool) -> None:
     from workers import ceremony_client
     from workers.connection import connect
-    from workflows.contracts.messages import RecoverRequest, ReshardResult
+    from workflows.contracts.messages import RecoverRequest, ReportRequest, ReshardResult
     from workflows.contracts.names import new_ceremony_id
 
-    fields = {**wishes, "ceremony": new_ceremony_id(name, "recover"), "master_key": name}
-    request = validated(RecoverRequest, fields, "recover")
-    handle = await ceremony_client.start(await connect(), "DisasterRecoveryWorkflow", request)
-    say(f"ceremony {request.ceremony} was started; custodians decide with: masterkey approve {request.ceremony}")
-    say(f"another plan, while it waits: masterkey recover {name} --ceremony {request.ceremony} --replace KEYSTORE ...")
+    client, started = await connect(), new_ceremony_id(name, "recover")
+    request = validated(RecoverRequest, {**wishes, "ceremony": started, "master_key": name}, "recover")
+    try:
+        handle = await ceremony_client.start(client, "DisasterRecoveryWorkflow", request)
+        say(f"ceremony {started} was started; custodians decide with: masterkey approve {started}")
+    except CeremonyEnded:
+        report = await ceremony_client.report(client, ReportRequest(kind="ceremonies", master_key=name))
+        running = [one.ceremony for one in report.ceremonies if one.action == "recover" and not one.outcome]
+        if not running:
+            raise
+        started = running[0]
+        handle = await ceremony_client.ceremony(client, started)
+        say(f"a recovery of {name} is running already, {started}: showing that one")
+    say(
+        f"another plan, before it is put in force: masterkey recover {name} --ceremony {started} --replace KEYSTORE ..."
+    )
     if not wait:
-        answer({"ceremony": request.ceremony}, lambda: None)
+        answer({"ceremony": started}, lambda: None)
         return
     with live() as show:
         result = await ceremony_client.watch(handle, ReshardResult, show)
