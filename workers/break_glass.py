@@ -27,7 +27,6 @@ from workers.embedded.temporal import start_temporal
 from workers.roles import READY
 from workflows.contracts.errors import ConfigurationInvalid, MasterKeyError
 
-
 _BEGUN = "imported"
 """A file that says that the bundle is in the ledger."""
 

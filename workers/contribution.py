@@ -221,17 +221,17 @@ class Contributor:
         plan = self._plan(status)
         checks = [one for one in wanted.checks if one.keystore == name and _key(one) not in self._answered]
         unwraps = [one for one in wanted.unwraps if one.keystore == name and _key(one) not in self._answered]
-        listed = bool(checks) if self.check_only else name in wanted.keystores or bool(checks or unwraps)
-        if not listed:
+        useful = name in wanted.keystores or bool(unwraps)
+        if not checks and (self.check_only or not useful):
             return bool(self.contributed) and now - self._quiet_since > GRACE_SECONDS and not self._owes_proof(plan)
         self._quiet_since = now
         if checks:
             await self._begin(plan)
             await self._answer(checks[0], self._check(checks[0]))
-        elif unwraps and not self.check_only:
+        elif unwraps:
             await self._begin(parse_plan(unwraps[0].authority.plan))
             await self._answer(unwraps[0], self._unwrap(unwraps[0]))
-        elif not unwraps and plan is not None and now >= self._next_presence:
+        elif plan is not None and now >= self._next_presence:
             await self._begin(plan)
             await self._send(self._presence(), lambda now_wanted: name in now_wanted.keystores)
             self._next_presence, self._pause = time.monotonic() + self._pause, min(2 * self._pause, LONGEST_PAUSE)

@@ -71,6 +71,7 @@ class Bucket:
                 Bucket=self.bucket,
                 Key=key,
                 Body=data,
+                ChecksumAlgorithm="SHA256",
                 ChecksumSHA256=base64.b64encode(hashlib.sha256(data).digest()).decode("ascii"),
                 ContentType="application/json",
             )

@@ -16,8 +16,10 @@ from activities.ledger.history import History, replay
 from activities.ledger.models import Event, Protection, Stop
 from activities.ledger.records import ProtectionRecord, StopRecord, read_row
 from activities.ledger.store import Ledger
+from activities.ledger.verification import at, check_shards
 from activities.roster import RosterSource
 from workflows.contracts.bundle import BundleHead
+from workflows.contracts.documents import Manifest
 from workflows.contracts.errors import BundleInvalid, LedgerCorrupt, NotKnown
 from workflows.contracts.roster import RosterVersion, parse_roster_file, verify_chain
 
@@ -82,6 +84,9 @@ def _entry(record: ProtectionRecord) -> BundleProtection:
 
 
 def _check(session: Session, bundle: Bundle, records: list[ProtectionRecord], history: History) -> None:
+    for record, entry in zip(records, bundle.protections, strict=True):
+        with at(place := f"protection {record.protection}"):
+            check_shards(entry, Manifest.parse(entry.manifest.encode()), place)
     told = {name: (past.status, past.destroy_after) for name, past in history.protections.items()}
     if {record.digest: (record.status, record.destroy_after) for record in records} != told:
         raise BundleInvalid("the statuses of protections")

@@ -205,12 +205,21 @@ def _manifest(entry: BundleProtection, chain: RosterChain, past: ProtectionPast,
         past.master_key,
     ):
         raise BundleInvalid(f"{place}: the event log tells something else of its manifest", subject=place)
+    check_shards(entry, manifest, place)
+    return manifest
+
+
+def check_shards(entry: BundleProtection, manifest: Manifest, place: str) -> None:
+    """Check that a protection has exactly the wrapped keys and ciphertexts that its manifest describes.
+
+    Raises:
+        BundleInvalid: it has not; a destroyed one has none.
+    """
     rows = () if entry.status == "destroyed" else manifest.shards
     if len(entry.shards) != len(rows):
         raise BundleInvalid(f"{place}: it has {len(entry.shards)} shards, not {len(rows)}", subject=place)
     for row, shard in zip(entry.shards, rows, strict=True):
         _check_shard(row, shard, f"{place}, shard {shard.binding.index}")
-    return manifest
 
 
 def _check_shard(row: ShardRecord, shard: ManifestShard, place: str) -> None:

@@ -25,7 +25,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from workflows.contracts import names
 from workflows.contracts.authority import Authority
 from workflows.contracts.canonical import Message, Signed
-from workflows.contracts.documents import Plan
+from workflows.contracts.documents import KeystoreState, Plan, StateStatement
 from workflows.contracts.errors import BY_NAME
 from workflows.contracts.messages import (
     CheckDataKey,
@@ -34,9 +34,12 @@ from workflows.contracts.messages import (
     DescribeKey,
     GenerateDataKey,
     NoteCommit,
+    NoteOrder,
     Protect,
     Release,
+    Reshard,
     SessionOpened,
+    StopServing,
     StoredProtection,
     UnwrapDataKey,
 )
@@ -196,9 +199,29 @@ class Hostile:
         )
         return await self.keystore(names.CHECK_DATA_KEY, request.model_copy(update=changes), Signed)
 
-    async def note(self, keystore: str, manifest: Signed) -> None:
-        """Tell a keystore what is in force."""
-        await self.keystore(names.NOTE_COMMIT, NoteCommit(keystore=keystore, manifest=manifest), Message)
+    async def proofs(self, stored: StoredProtection) -> tuple[Signed, ...]:
+        """Every keystore's proof that it can give back its data key; anybody may ask for one."""
+        return tuple(await asyncio.gather(*(self.check(stored, row.index) for row in stored.shards)))
+
+    async def note(self, keystore: str, manifest: Signed, proofs: Sequence[Signed] = ()) -> KeystoreState:
+        """Tell a keystore what is in force; it answers with what it remembers of that MasterKey."""
+        request = NoteCommit(keystore=keystore, manifest=manifest, proofs=tuple(proofs))
+        return self._remembered(await self.keystore(names.NOTE_COMMIT, request, Signed))
+
+    async def order(self, keystore: str, authority: Authority, manifest: Signed | None = None) -> KeystoreState:
+        """Tell a keystore what a quorum has ordered."""
+        request = NoteOrder(keystore=keystore, authority=authority, manifest=manifest)
+        return self._remembered(await self.keystore(names.NOTE_ORDER, request, Signed))
+
+    async def stop(self, keystore: str, stop: Signed) -> KeystoreState:
+        """Tell a keystore that somebody has ordered to stop."""
+        return self._remembered(
+            await self.keystore(names.STOP_SERVING, StopServing(keystore=keystore, stop=stop), Signed)
+        )
+
+    def _remembered(self, signed: Signed) -> KeystoreState:
+        (one,) = StateStatement.parse(signed.document.encode()).master_keys
+        return one
 
     # --- the strongroom, asked past the workflow ----------------------------------------------------------
 
@@ -220,17 +243,49 @@ class Hostile:
         request = Release(session=opened.session, authority=authority, protection=stored, deks=tuple(deks))
         return Delivered.model_validate(await self.ask(names.RELEASE, opened.queue, request))
 
+    async def reshard(
+        self,
+        opened: SessionOpened,
+        authority: Authority,
+        stored: StoredProtection,
+        given: Sequence[DekAnswer],
+        deks: Sequence[DekAnswer],
+    ) -> StoredProtection:
+        """Let a session open a protection and make another."""
+        request = Reshard(
+            session=opened.session,
+            authority=authority,
+            protection=stored,
+            opened=tuple(given),
+            deks=tuple(deks),
+        )
+        return StoredProtection.model_validate(await self.ask(names.RESHARD, opened.queue, request))
+
+    async def generate_all(self, plan: Plan, authority: Authority, opened: SessionOpened) -> list[DekAnswer]:
+        """Fresh DEKs for every shard of a plan's target."""
+        assert plan.target is not None
+        places = plan.target.shards
+        calls = [self.generate(place.keystore, place.index, authority, opened.announcement) for place in places]
+        return list(await asyncio.gather(*calls))
+
     async def create(self, plan: Plan, authority: Authority, attempt: int = 1) -> StoredProtection:
         """The whole of an init, past the workflow and past the ledger."""
-        assert plan.target is not None
         opened = await self.open(plan, "protect", attempt)
-        deks = await asyncio.gather(
-            *(
-                self.generate(place.keystore, place.index, authority, opened.announcement)
-                for place in plan.target.shards
-            )
-        )
-        return await self.protect(opened, authority, deks)
+        return await self.protect(opened, authority, await self.generate_all(plan, authority, opened))
+
+    async def remake(
+        self,
+        plan: Plan,
+        authority: Authority,
+        stored: StoredProtection,
+        places: Sequence[int],
+        attempt: int = 1,
+    ) -> StoredProtection:
+        """The whole of a reshard, past the workflow and past the ledger: staged, and not proven."""
+        opened = await self.open(plan, "reshard", attempt)
+        calls = [self.unwrap(stored, place, authority, opened.announcement) for place in places]
+        given = await asyncio.gather(*calls)
+        return await self.reshard(opened, authority, stored, given, await self.generate_all(plan, authority, opened))
 
 
 async def result_of(handle: WorkflowHandle[Any, Any]) -> Any:

@@ -50,14 +50,14 @@ async def test_a_manifest_of_an_older_epoch_releases_nothing(
     attacker: Hostile, people: People, ceremonies: Ceremonies, seal: StoredProtection, installation: Installation
 ) -> None:
     scene = scene_of(people, seal)
-    opened = await attacker.open(scene.plan, "release")
+    opened, proofs = await attacker.open(scene.plan, "release"), await attacker.proofs(seal)
     with newer_epoch(installation, seal):
         with pytest.raises(ManifestInvalid, match="epoch 1; this keystore serves 2 and newer"):
             await attacker.unwrap(seal, 1, scene.authority(), opened.announcement)
         with pytest.raises(ManifestInvalid, match="epoch 1; this keystore serves 2 and newer"):
             await attacker.check(seal, 1)
         with pytest.raises(ManifestInvalid, match="epoch 1; this keystore serves 2 and newer"):
-            await attacker.note("bao-1", seal.manifest)
+            await attacker.note("bao-1", seal.manifest, proofs)
         request = people.wish(seal, PrivateKey().public_key)
         ended = await ceremonies.ended(request.ceremony, await ceremonies.start_unseal(request))
     assert type(ended.error) is ManifestInvalid
@@ -76,9 +76,10 @@ async def test_two_keys_made_from_one_init_cannot_both_be_served(
     first = await attacker.create(plan, authority)
     second = await attacker.create(plan, authority, attempt=2)
     assert manifest_of(first).kcv != manifest_of(second).kcv
-    await attacker.note("bao-1", first.manifest)
+    of_first, of_second = await attacker.proofs(first), await attacker.proofs(second)
+    await attacker.note("bao-1", first.manifest, of_first)
     with pytest.raises(ManifestInvalid, match="another MasterKey than the"):
-        await attacker.note("bao-1", second.manifest)
+        await attacker.note("bao-1", second.manifest, of_second)
     with pytest.raises(ManifestInvalid, match="another MasterKey than the"):
         await attacker.check(second, 1)
     scene = scene_of(people, second)
@@ -93,7 +94,7 @@ async def test_two_keys_made_from_one_init_cannot_both_be_served(
     assert '"matches":true' in (await attacker.check(first, 1)).document
 
 
-async def test_a_release_tells_the_keystore_what_is_in_force(
+async def test_a_release_tells_the_keystore_which_masterkey_it_is(
     attacker: Hostile, people: People, sss: StoredProtection, installation: Installation
 ) -> None:
     # `note_commit` withheld: the keystore learns it when it first unwraps.
@@ -110,6 +111,16 @@ async def test_a_release_tells_the_keystore_what_is_in_force(
     assert remembered(installation, "bao-1", name)["kcv"] == manifest_of(made).kcv
 
 
-async def test_a_keystore_that_holds_no_shard_is_told_nothing(attacker: Hostile, seal: StoredProtection) -> None:
-    with pytest.raises(ManifestInvalid, match="has no shard in bao-3"):
-        await attacker.note("bao-3", seal.manifest)
+async def test_a_keystore_takes_no_word_for_a_commit_without_every_proof(
+    attacker: Hostile, people: People, sss: StoredProtection, installation: Installation
+) -> None:
+    name = installation.fresh_name()
+    plan = people.init_plan(good_target(sss), master_key=name, ceremony=new_ceremony_id(name, "init"))
+    made = await attacker.create(plan, people.authority(plan, QUORUM))
+    proofs, others = await attacker.proofs(made), await attacker.proofs(sss)
+    for shown in ((), proofs[1:], proofs[:4] + proofs[:1], proofs[:4] + others[4:], others):
+        with pytest.raises(ManifestInvalid, match="was not proven by"):
+            await attacker.note("bao-1", made.manifest, shown)
+    assert name not in (installation.folder / "state" / "bao-1" / "state.json").read_text()
+    # Also a worker that holds no shard of it remembers what is in force: it may have held one before.
+    assert (await attacker.note("bao-1", made.manifest, proofs)).epochs == {"primary": 1}

@@ -10,10 +10,10 @@ import pytest
 from activities.ledger import Ledger
 from activities.ledger.verification import Verified, verify
 from tests.bundle.life import Life
-from tests.ledger.conftest import empty_url, ledger, postgresql, shared, sqlite, url
-from tests.world import World
+from tests.ledger.conftest import Shared, postgresql, shared, sqlite, url
+from tests.world import World, now
 
-__all__ = ["empty_url", "ledger", "postgresql", "shared", "sqlite", "url"]
+__all__ = ["postgresql", "shared", "sqlite", "url"]
 
 
 @dataclass(frozen=True)
@@ -53,3 +53,10 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Lived:
 def life(tmp_path: Path) -> Life:
     """A life that has not begun."""
     return begin_life(tmp_path)
+
+
+@pytest.fixture
+def ledger(shared: Shared, url: str) -> Ledger:
+    """An empty ledger whose clock goes as that of the people does."""
+    shared.clock.now = now()
+    return shared.ledger

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from activities.ledger import Ledger
@@ -30,6 +30,7 @@ from workflows.contracts.messages import (
     Protect,
     RecordEvents,
     RecordHolding,
+    Release,
     Reshard,
     Stage,
     StoredProtection,
@@ -48,6 +49,7 @@ class Life:
         self.ledger = ledger
         self.activities = LedgerActivities(ledger, world.source, places)
         self._number = 0
+        self._opened: dict[str, datetime] = {}
 
     # --- steps that workflows share --------------------------------------------------------------------------
 
@@ -64,7 +66,7 @@ class Life:
             workflow_id=f"masterkey/{ceremony}",
             action=action,
             master_key=NAME,
-            opened_at=now(),
+            opened_at=self._opened.setdefault(ceremony, now()),
             **fields,
         )
         return self.activities.begin_ceremony(request)
@@ -103,7 +105,7 @@ class Life:
 
     # --- ceremonies --------------------------------------------------------------------------------------------
 
-    def init(self, mode: str = "sss", threshold: int = 3, count: int = 5) -> StoredProtection:
+    def init(self, mode: str = "sss", threshold: int = 2, count: int = 3) -> StoredProtection:
         """Create the MasterKey."""
         ceremony = self.id_of("init")
         self.begin(ceremony)
@@ -199,7 +201,7 @@ class Life:
         self.record_approvals(ceremony, authority)
         opened = self.people.open(plan, "release")
         deks = tuple(self.people.unwrap(stored, index, authority, self.people.announce(opened)) for index in (1, 2, 3))
-        work = session.Release(session="ab" * 16, authority=authority, protection=stored, deks=deks)
+        work = Release(session="ab" * 16, authority=authority, protection=stored, deks=deks)
         delivery = session.release(opened, work, now()).delivery
         body = {"delivery": delivery.document, "signature": delivery.signature}
         self.record(ceremony, Event(key="delivered", type="masterkey-delivered", body={**body}))
@@ -246,7 +248,7 @@ class Life:
     def whole(self) -> None:
         """A life in which everything happens that a ledger records."""
         world = self.world
-        first = self.init()
+        first = self.init(threshold=3, count=5)
         self.drill(first)
         self.unseal(first)
         self.order("lift", [self.stop().digest])

@@ -49,6 +49,11 @@ def altered(data: bytes, path: Path, change: Callable[[Any], Any] = other) -> by
     return canonical_json(whole)
 
 
+def replaced(data: bytes, path: Path, value: Any) -> bytes:
+    """The bundle with another value in one place; the empty place is the whole of it."""
+    return altered(data, path, lambda _: value) if path else canonical_json(value)
+
+
 def rewritten(data: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
     """The bundle after a change, with the whole hash chain, its head and its date computed anew."""
     whole = copy.deepcopy(json.loads(data))

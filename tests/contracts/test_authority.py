@@ -18,6 +18,7 @@ from workflows.contracts.authority import (
     check_manifest,
     check_protect,
     check_release,
+    check_stop,
     check_target,
     check_time,
     shards_released_by,
@@ -216,6 +217,20 @@ def test_a_plan_lives_no_longer_than_a_ceremony_may(ceremony: Ceremony) -> None:
     plan = world.init_plan(world.target(), expires=now() + MAXIMUM_CEREMONY + timedelta(minutes=5))
     with pytest.raises(ApprovalInvalid, match="the plan is in force for longer"):
         check_protect(world.chain, world.authority(plan, NAMES), now())
+
+
+# --- stops --------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_that_was_taken_in_before_is_looked_at_without_the_time(ceremony: Ceremony) -> None:
+    world = ceremony.world
+    old = world.stop("alice", issued=now() - 2 * MAXIMUM_CEREMONY)
+    assert check_stop(world.roster, old, None)[1] == "alice"
+    with pytest.raises(ApprovalInvalid, match="too old"):
+        check_stop(world.roster, old, now())
+    forged = world.stranger.sign(check_stop(world.roster, old, None)[0])
+    with pytest.raises(ApprovalInvalid, match="not signed by a custodian"):
+        check_stop(world.roster, forged, None)
 
 
 # --- manifests --------------------------------------------------------------------------------------------

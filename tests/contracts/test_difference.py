@@ -27,8 +27,8 @@ def test_who_loses_and_who_gains_is_told_with_keys_and_custodians(world: World) 
     sealed = manifest_of(Ceremony(world).protect("seal", 1, 2))
     assert difference(sealed, world.target_over(KEYSTORES[1:3], epoch=2)) == (
         "seal, any one of 2 keystores -> Shamir, any 2 of 2 shards",
-        "loses   ks-1 (memory:ks-1) policy",
-        "gains   ks-3 (memory:ks-3) carol",
+        "loses   ks-1 (memory:ks-1)",
+        "gains   ks-3 (memory:ks-3), released by carol",
         "custody ks-2: policy -> bob",
     )
 

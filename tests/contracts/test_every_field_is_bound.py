@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from activities.keystores import orders
 from activities.keystores.base import context_bytes
 from activities.strongroom import envelope
-from activities.keystores import orders
 from activities.strongroom.hpke import PrivateKey, encrypt_to
 from tests.strongroom.test_reshard import Resharding
 from tests.strongroom.test_session import Ceremony, manifest_of

@@ -18,6 +18,7 @@ from workers.cli import (
     bundle,
     ceremonies,
     contribute,
+    decide,
     demo,
     drill,
     offline,
@@ -57,8 +58,8 @@ app.add_typer(roster.app, name="roster")
 app.command("init")(ceremonies.init)
 app.command("status")(ceremonies.status)
 app.add_typer(ceremonies.app, name="ceremony")
-app.command("approve")(ceremonies.approve)
-app.command("reject")(ceremonies.reject)
+app.command("approve")(decide.approve)
+app.command("reject")(decide.reject)
 app.command("contribute")(contribute.contribute)
 app.add_typer(offline.app, name="offline")
 app.command("drill")(drill.drill)
