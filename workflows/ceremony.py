@@ -282,11 +282,12 @@ class Ceremony:
         try:
             return await working
         except MasterKeyError as error:
-            await self._fail(error)
+            # A cancellation comes too late by now: it must not leave the record open, and what is staged behind.
+            await self.to_its_end(self._fail(error))
             raise as_failure(error) from None
         except asyncio.CancelledError:
             if self._interruption is not None:
-                await self._fail(self._interruption)
+                await self.to_its_end(self._fail(self._interruption))
                 raise as_failure(self._interruption) from None
             # Cleaning up is shielded: the cancellation has done its work by ending `work`.
             self.event("ended", "ceremony-cancelled")
@@ -333,7 +334,7 @@ class Ceremony:
         await self.enter(phase, flush=True)
         self.check_course()
         while not quorum.reached(self.now(), self._excluded):
-            if quorum.unreachable():
+            if quorum.unreachable(self._excluded):
                 who = ", ".join(quorum.rejected_by)
                 raise CeremonyEnded(f"refused by {who}: the quorum can no longer be reached")
             if self.now() >= plan.expires:

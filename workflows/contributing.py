@@ -48,13 +48,16 @@ class Contributing(Ceremony):
     def contribute(self, contribution: Any = None, *extra: Any) -> Wanted:
         """What a custodian of an offline keystore has done; the answer says what is wanted still."""
         given = _as_contribution(contribution, extra)
-        if given.present:
+        # Custodians say again and again that they are there: that alone starts no other attempt.
+        if given.present and given.keystore not in self._present:
             self._present.add(given.keystore)
+            self.changed()
         if given.check is not None and given.keystore in self._checks:
             self._proofs[given.keystore] = given.check
+            self.changed()
         if given.dek is not None and given.keystore in self._unwraps:
             self._deks[given.keystore] = given.dek
-        self.changed()
+            self.changed()
         return self.wanted()
 
     @contribute.validator
@@ -114,16 +117,24 @@ class Contributing(Ceremony):
             KeystoreUnavailable: it did not come in time.
         """
         name = request.keystore
+        try:
+            # One after the other: a drill asks for a proof of each protection that has a shard there.
+            await self._wait(lambda: name not in self._checks, until - self.now())
+            return await self._proof(request, until)
+        except TimeoutError:
+            raise _silent(name) from None
+
+    async def _proof(self, request: CheckDataKey, until: datetime) -> Signed:
+        name = request.keystore
         self._checks[name] = request
         self.changed()
         try:
             await self._wait(lambda: name in self._proofs, until - self.now())
             return self._proofs[name]
-        except TimeoutError:
-            raise _silent(name) from None
         finally:
             self._checks.pop(name, None)
             self._proofs.pop(name, None)
+            self.changed()
 
     async def ask_for_data_key(self, request: UnwrapDataKey) -> DekAnswer:
         """Ask a custodian who is present for a data key, while the session lives.
@@ -146,8 +157,9 @@ class Contributing(Ceremony):
     async def _wait(self, there: Callable[[], bool], patience: timedelta) -> None:
         until = workflow.now() + patience
         while not there():
-            seen = self._changes
-            left = max(until - workflow.now(), timedelta(seconds=1))
+            seen, left = self._changes, until - workflow.now()
+            if left <= timedelta(0):
+                raise TimeoutError
             await workflow.wait_condition(lambda seen=seen: there() or self._changes != seen, timeout=left)  # type: ignore[misc]
             self.check_course()
 

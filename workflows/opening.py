@@ -49,10 +49,11 @@ class Opening(Contributing):
         self._errors: dict[int, MasterKeyError] = {}
         self._rows: dict[int, str] = {}
         self._threshold = 1
+        self._pause = _FIRST_PAUSE
 
     def open_what(self, manifest: Manifest, roster: Roster) -> None:
         """Remember the shards of the protection that this ceremony opens."""
-        self._errors, self._excluded = {}, set()
+        self._errors, self._excluded, self._pause = {}, set(), _FIRST_PAUSE
         self._rows = {shard.binding.index: shard.binding.keystore for shard in manifest.shards}
         self._threshold = manifest.threshold
         self.know_offline(roster, self._rows.values())
@@ -81,7 +82,6 @@ class Opening(Contributing):
         Raises:
             QuorumUnreachable, ApprovalInvalid, CiphertextInvalid: it can never succeed, or the time is over.
         """
-        pause = _FIRST_PAUSE
         while True:
             if self.quorum is not None:
                 # Approvals may have expired, or shards dropped out, since the quorum stood.
@@ -104,11 +104,20 @@ class Opening(Contributing):
                 self._check_hope(manifest)
             if self.now() >= plan.expires:
                 raise QuorumUnreachable(f"the deadline passed; {self.complaints()}")
-            await self.enter("waiting", flush=True)
-            longest = max(pause, self._thrift(plan)) if enough else plan.expires - self.now()
-            await self.sleep_until_change(min(plan.expires, self.now() + longest))
-            self.check_course()
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            await self.rest(plan, enough=enough)
+
+    async def rest(self, plan: Plan, *, enough: bool = True) -> None:
+        """Wait before the next attempt, longer every time, until something changes or the plan expires.
+
+        Args:
+            plan: until when.
+            enough: whether another attempt may succeed by itself; else only a change can help.
+        """
+        await self.enter("waiting", flush=True)
+        longest = max(self._pause, self._thrift(plan)) if enough else plan.expires - self.now()
+        await self.sleep_until_change(min(plan.expires, self.now() + longest))
+        self.check_course()
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
     async def ask_for_data_keys(
         self, opened: SessionOpened, manifest: Manifest, stored: StoredProtection, authority: Authority
@@ -222,6 +231,8 @@ class Opening(Contributing):
     def complaints(self) -> str:
         """What keystores have said against it, in one line."""
         said = [f"{self._rows[i]}: {type(e).__name__} ({e.diagnostics})" for i, e in sorted(self._errors.items())]
+        away = [self._rows[i] for i in self._releasable() if i not in self._errors]
+        said += [f"{name}: its custodian did not contribute" for name in away if self.is_offline(name)]
         return "; ".join(said) or "no keystore answered"
 
     def _thrift(self, plan: Plan) -> timedelta:

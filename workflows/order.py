@@ -53,7 +53,7 @@ class OrderWorkflow(Protecting):
 
     async def _order(self) -> OrderResult:
         request = self._request
-        begun = await self.begin(request.manifest)
+        begun = await self.begin(request.manifest, all_active=request.action != "lift")
         roster = Roster.parse(begun.roster.encode())
         plan = self._make_plan(begun, roster)
         self.quorum = Quorum(plan, roster, custody=(), threshold=0)
@@ -124,9 +124,14 @@ class OrderWorkflow(Protecting):
             keystores=told,
             stops=plan.stops or (),
             manifest=request.manifest,
-            old_keys=old_keys(manifest) if manifest else (),
+            old_keys=old_keys(manifest, *_others(begun, request.manifest)) if manifest else (),
             bundles=bundles,
         )
+
+
+def _others(begun: Begun, manifest: str | None) -> list[Manifest]:
+    """Manifests in force, but the one that the order is about: what they need is not to be destroyed."""
+    return [Manifest.parse(one.manifest.document.encode()) for one in begun.active if one.manifest.digest != manifest]
 
 
 def _heard(state: KeystoreState | None, plan: Plan, manifest: Manifest | None) -> bool:

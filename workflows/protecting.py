@@ -7,7 +7,7 @@ with those proofs in hand, are keystore workers told to refuse what was in force
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from temporalio import workflow
@@ -128,8 +128,13 @@ def choose_strongroom(roster: Roster, wanted: str) -> Strongroom:
 class Protecting(Contributing):
     """A ceremony that makes a protection."""
 
-    async def plan_target(self, topology: Topology, roster: Roster) -> Target:
+    async def plan_target(self, topology: Topology, roster: Roster, known: Mapping[str, str] | None = None) -> Target:
         """The target of a topology: every keystore says which key it uses.
+
+        Args:
+            topology: what is wanted.
+            roster: who there is.
+            known: ids of keys by keystore, for those that do not answer at this moment.
 
         Raises:
             PlanInvalid: it can never be.
@@ -142,12 +147,13 @@ class Protecting(Contributing):
         # The numbers are checked before anybody is asked, with stand-ins for the key ids to come.
         check_target(topology.target(roster, keystores), self.master_key, roster)
         self.know_offline(roster, keystores)
-        key_ids = await gather([self._key_id(name, topology.mode, roster) for name in keystores])
+        last = known or {}
+        key_ids = await gather([self._key_id(name, topology.mode, roster, last.get(name)) for name in keystores])
         target = topology.target(roster, key_ids)
         check_target(target, self.master_key, roster)
         return target
 
-    async def _key_id(self, name: str, mode: Mode, roster: Roster) -> str:
+    async def _key_id(self, name: str, mode: Mode, roster: Roster, known: str | None) -> str:
         offline = self._offline.get(name)
         if offline is not None:
             return offline.offline_key_id
@@ -158,7 +164,9 @@ class Protecting(Contributing):
                 raise PlanInvalid(f"{name} does not serve {mode} protections", subject=name)
         except MasterKeyError as error:
             self.progress(name, "failed", error)
-            raise
+            if known is None or not passes(error):
+                raise
+            return known
         self.progress(name, "waiting")
         return key.key_id
 

@@ -50,7 +50,7 @@ class Quorum:
         approval, name = self.check(signed, now)
         known = self._decisions.get(name)
         duplicate = known is not None and (
-            known[0].decision == "reject" or (known[0].decision == approval.decision and known[0].expires > now)
+            known[0].decision == "reject" or (known[0].decision == approval.decision and known[0].expires >= now)
         )
         if not duplicate:
             self._decisions[name] = (approval, signed)
@@ -93,10 +93,10 @@ class Quorum:
         governance = len(set(self.approvals(now)) & set(self._governance)) >= self._needed
         return governance and len(self.releasable(now, without)) >= self._threshold
 
-    def unreachable(self) -> bool:
-        """Whether so many have refused that the quorum can never stand."""
+    def unreachable(self, without: Collection[int] = ()) -> bool:
+        """Whether so many have refused that the quorum can never stand, without the shards in `without`."""
         rejected = set(self.rejected_by)
-        left = [names for names in self._custody if set(names) - rejected]
+        left = [i for i, names in enumerate(self._custody, start=1) if i not in without and set(names) - rejected]
         return len(set(self._governance) - rejected) < self._needed or len(left) < self._threshold
 
     def next_expiry(self, now: datetime) -> datetime | None:

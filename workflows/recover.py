@@ -17,7 +17,14 @@ with workflow.unsafe.imports_passed_through():
     from pydantic import ValidationError
 
     from workflows.contracts.documents import Plan
-    from workflows.contracts.errors import ApprovalInvalid, CeremonyEnded, MasterKeyError, NotKnown, PlanInvalid
+    from workflows.contracts.errors import (
+        ApprovalInvalid,
+        CeremonyEnded,
+        MasterKeyError,
+        NotKnown,
+        PlanInvalid,
+        Stopped,
+    )
     from workflows.contracts.messages import (
         Begun,
         ChangedPlan,
@@ -112,7 +119,7 @@ class DisasterRecoveryWorkflow(Resharding):
                 self._take_other_wish()
                 continue
             await self.enter("committing", flush=True)
-            return await self.to_its_end(self.finish(plan, stored, proofs, damaged, roster))
+            return await self.to_its_end(self.finish(plan, stored, proofs, damaged, list(active.values()), roster))
 
     def _take_other_wish(self) -> None:
         wish, self._other_wish = self._other_wish, None
@@ -141,7 +148,9 @@ class DisasterRecoveryWorkflow(Resharding):
             epoch=begun.next_epoch,
             predecessor=damaged.digest,
         )
-        target = await self.plan_target(topology, roster)
+        # A keystore that is away, and stays, is taken at its last word: the ceremony then waits for it.
+        known = {shard.binding.keystore: shard.binding.key_id for shard in damaged.manifest.shards}
+        target = await self.plan_target(topology, roster, known)
         plan = Plan(
             action="recover",
             master_key=self.master_key,
@@ -180,6 +189,9 @@ class DisasterRecoveryWorkflow(Resharding):
 
     def target_failed(self, error: MasterKeyError) -> None:
         """A keystore that shall get a shard failed: wait, for it or for another plan."""
+        if isinstance(error, Stopped):
+            # Every keystore hears of it, and none serves until it is lifted.
+            raise error
         self.event(
             f"target-failed.{self.attempt}.{error.subject or 'target'}",
             "keystore-failed",
@@ -190,8 +202,8 @@ class DisasterRecoveryWorkflow(Resharding):
         self.detail = f"{error.diagnostics}; or choose another plan with `masterkey recover --ceremony {self.ceremony}`"
 
 
-class _AnotherPlan(MasterKeyError):
-    """People asked for another plan."""
+class _AnotherPlan(Exception):
+    """People asked for another plan. None of our errors: it must not pass for a failure of whoever was waited for."""
 
 
 def _as_wish(value: Any, extra: tuple[Any, ...]) -> ChangedPlan:

@@ -68,4 +68,4 @@ class ReshardWorkflow(Resharding):
         await self.wait_for_quorum("quorum")
         stored, proofs = await self.remake(plan, source, roster, strongroom)
         await self.enter("committing", flush=True)
-        return await self.to_its_end(self.finish(plan, stored, proofs, predecessor, roster))
+        return await self.to_its_end(self.finish(plan, stored, proofs, predecessor, list(active.values()), roster))

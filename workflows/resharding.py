@@ -16,7 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.contracts.canonical import Signed
     from workflows.contracts.difference import difference
     from workflows.contracts.documents import Manifest, Plan, Purpose, Target
-    from workflows.contracts.errors import KeystoreError, MasterKeyError, NotKnown
+    from workflows.contracts.errors import KeystoreError, LedgerCorrupt, MasterKeyError, NotKnown
     from workflows.contracts.messages import (
         DekAnswer,
         OldKey,
@@ -35,11 +35,18 @@ from workflows.sessions import use_session
 
 
 class Active:
-    """An active protection: what the ledger gave, and its manifest, which keystores and session verify."""
+    """An active protection: what the ledger gave, and its manifest, which keystores and session verify.
+
+    Raises:
+        LedgerCorrupt: its rows are not the shards of its manifest.
+    """
 
     def __init__(self, stored: StoredProtection) -> None:
         self.stored = stored
         self.manifest = Manifest.parse(stored.manifest.document.encode())
+        rows = [(row.index, row.keystore) for row in stored.shards]
+        if rows != [(shard.binding.index, shard.binding.keystore) for shard in self.manifest.shards]:
+            raise LedgerCorrupt(f"the ledger's rows of {self.manifest.protection} are not those of its manifest")
 
     @property
     def digest(self) -> str:
@@ -96,6 +103,7 @@ class Resharding(Opening, Protecting):
                 if self.now() >= plan.expires:
                     raise
                 self.target_failed(error)
+            await self.rest(plan)
 
     async def _attempt(self, opened: SessionOpened, source: Active, target: Target) -> StoredProtection:
         authority = self.authority()
@@ -131,6 +139,7 @@ class Resharding(Opening, Protecting):
         stored: StoredProtection,
         proofs: tuple[Signed, ...],
         predecessor: Active | None,
+        active: Sequence[Active],
         roster: Roster,
     ) -> ReshardResult:
         """Commit, tell everybody who serves the old protection, export the bundle, close."""
@@ -141,6 +150,7 @@ class Resharding(Opening, Protecting):
         not_told = await self.tell_of_commit(stored, proofs, keystores, roster)
         bundles = await self.export_bundle()
         manifest = Manifest.parse(stored.manifest.document.encode())
+        in_force = [manifest, *(one.manifest for one in active if one is not predecessor)]
         retired = f"; epoch {predecessor.manifest.epoch} is retired" if predecessor else ""
         told = f"; not told yet: {', '.join(not_told)}" if not_told else ""
         await self.close("done", f"{self.master_key} is protected anew, epoch {manifest.epoch}{retired}{told}")
@@ -153,7 +163,7 @@ class Resharding(Opening, Protecting):
             attempt=self.attempt,
             opened_by=self.served_by,
             retired=predecessor.digest if predecessor else None,
-            old_keys=old_keys(predecessor.manifest, manifest) if predecessor else (),
+            old_keys=old_keys(predecessor.manifest, *in_force) if predecessor else (),
             old_keys_needed=predecessor.manifest.threshold if predecessor else 0,
             not_told=not_told,
             bundles=bundles,

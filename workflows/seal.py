@@ -34,6 +34,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows.contracts.roster import Roster
     from workflows.contracts.signatures import open_signed
+    from workflows.failures import as_failure
 
 from workflows.ceremony import Ceremony
 from workflows.concurrency import gather
@@ -168,11 +169,14 @@ class HoldWorkflow(Ceremony):
 
     @workflow.run
     async def run(self, request: HoldRequest) -> HoldResult:
-        """Wait for a stop or the program's end."""
-        stops = await self._record("began")
-        self._stop = self._stop or next(iter(stops), None)
-        await workflow.wait_condition(lambda: self._stop is not None or self._released)
-        await self._record("ended")
+        """Wait for a stop or the program's end; fails with the type of one of our errors."""
+        try:
+            stops = await self._record("began")
+            self._stop = self._stop or next(iter(stops), None)
+            await workflow.wait_condition(lambda: self._stop is not None or self._released)
+            await self._record("ended")
+        except MasterKeyError as error:
+            raise as_failure(error) from None
         return HoldResult(stop=self._stop)
 
     async def _record(self, state: str) -> tuple[Signed, ...]:

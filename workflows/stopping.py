@@ -26,6 +26,7 @@ class Stoppable(Ceremony):
         super().__init__(*args)
         self._roster: Roster | None = None
         self._stops: list[Signed] = []
+        self._heeded: dict[str, Stop] = {}
 
     @workflow.signal(name="stop")
     def stop(self, signed: Any = None, *extra: Any) -> None:
@@ -54,18 +55,19 @@ class Stoppable(Ceremony):
             except MasterKeyError as error:
                 self._refuse(error)
                 continue
-            self.event("stopped", "stop-heeded", document=signed.document, signature=signed.signature)
+            if signed.digest in self._heeded:
+                continue
+            self._heeded[signed.digest] = stop
+            # Two custodians may stop it at the same moment.
+            key = f"stopped.{signed.digest[7:19]}"
+            self.event(key, "stop-heeded", document=signed.document, signature=signed.signature)
             self.interrupt(Stopped(f"{who} ordered to stop serving {self.master_key} ({stop.reason or 'no reason'})"))
-            self._told = stop
-
-    _told: Stop | None = None
 
     async def acknowledge_stop(self) -> None:
-        """Tell the ceremony that sent the stop that this one has ended; it may be over, and need not know any more."""
-        if self._told is None:
-            return
-        order = workflow.get_external_workflow_handle(names.workflow_id(self._told.ceremony))
-        try:
-            await order.signal("acknowledge", {"workflow": workflow.info().workflow_id})
-        except Exception as error:  # noqa: BLE001 - whatever keeps the signal from arriving
-            workflow.logger.info("the stop's own ceremony did not hear that this one has ended: %s", error)
+        """Tell the ceremonies that sent a stop that this one has ended; one may be over, and need not know any more."""
+        for stop in self._heeded.values():
+            try:
+                order = workflow.get_external_workflow_handle(names.workflow_id(stop.ceremony))
+                await order.signal("acknowledge", {"workflow": workflow.info().workflow_id})
+            except Exception as error:  # noqa: BLE001 - whatever keeps the signal from arriving
+                workflow.logger.info("the stop's own ceremony did not hear that this one has ended: %s", error)

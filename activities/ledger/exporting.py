@@ -19,8 +19,9 @@ from activities.ledger.store import Ledger
 from activities.ledger.verification import at, check_shards
 from activities.roster import RosterSource
 from workflows.contracts.bundle import BundleHead
+from workflows.contracts.canonical import digest
 from workflows.contracts.documents import Manifest
-from workflows.contracts.errors import BundleInvalid, LedgerCorrupt, NotKnown
+from workflows.contracts.errors import BundleInvalid, LedgerCorrupt, NotKnown, RosterInvalid
 from workflows.contracts.roster import RosterVersion, parse_roster_file, verify_chain
 
 
@@ -37,7 +38,7 @@ def export(ledger: Ledger, roster: RosterSource) -> Exported:
     Raises:
         NotKnown: the ledger is empty.
         LedgerCorrupt: the hash chain breaks, or rows and events contradict each other.
-        RosterInvalid: the roster does not verify.
+        RosterInvalid: the roster does not verify, or is older than one under which a ceremony began.
         BundleInvalid: it would be larger than is allowed.
     """
     roster.load()
@@ -65,9 +66,12 @@ def export_snapshot(session: Session, roster: tuple[RosterVersion, ...]) -> Expo
         events=events,
     )
     try:
-        _check(session, bundle, records, replay(events))
+        history = replay(events)
+        _check(session, bundle, records, history)
     except BundleInvalid as error:
         raise LedgerCorrupt(f"the ledger contradicts its own event log: {error.message}") from None
+    if set(history.rosters) - {digest(version.document.encode()) for version in roster}:
+        raise RosterInvalid("a ceremony began under a newer roster than this host's: the bundle would not verify")
     data = bundle.canonical()
     check_size(len(data))
     return Exported(data, bundle.head)

@@ -83,3 +83,12 @@ def with_body(data: bytes, number: int, change: Callable[[dict[str, Any]], None]
 def events_of(data: bytes, type_: str) -> list[int]:
     """Places of the events of a type."""
     return [place for place, event in enumerate(json.loads(data)["events"]) if event["type"] == type_]
+
+
+def as_older_ledger(whole: dict[str, Any]) -> None:
+    """What an older ledger recorded: not what a ceremony was, nor its plan, nor which roster was in force."""
+    later = ("plan-made", "roster-seen")
+    whole["events"] = [event for event in whole["events"] if event["type"] not in later]
+    for event in whole["events"]:
+        if event["type"] == "ceremony-opened":
+            event["body"] = '{"request":null}'

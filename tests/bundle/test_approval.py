@@ -68,7 +68,7 @@ def test_the_quorum_of_every_master_key_is_needed(world: World) -> None:
     # One custodian may be in the quorum of several.
     assert check(world, [approval(world, name) for name in ("carol", "alice", "erin")]) == ("alice", "carol", "erin")
     for missing in names:
-        with pytest.raises(ApprovalInvalid, match="1 custodians of the governance quorum of (eu10|us20)"):
+        with pytest.raises(ApprovalInvalid, match=r"1 custodians of the governance quorum of (eu10|us20)"):
             check(world, [approval(world, name) for name in names if name != missing])
 
 

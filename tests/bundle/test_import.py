@@ -18,12 +18,12 @@ from activities.ledger.verification import Verified, verify
 from activities.roster import RosterSource
 from tests.bundle.conftest import Lived, begin_life
 from tests.bundle.life import NAME, QUORUM, Life, world_keystores
-from tests.bundle.tampering import rewritten
+from tests.bundle.tampering import altered, as_older_ledger, rewritten
 from tests.ledger.samples import make_master_key, sql, tamper
 from tests.world import NAMES, World, now
 from workflows.contracts.bundle import ImportApproval
 from workflows.contracts.canonical import Signed
-from workflows.contracts.errors import ApprovalInvalid, BundleInvalid, LedgerConflict, LedgerCorrupt
+from workflows.contracts.errors import ApprovalInvalid, BundleInvalid, LedgerConflict, LedgerCorrupt, RosterInvalid
 
 TABLES = ("ceremonies", "master_keys", "protections", "shards", "stops", "events", "chain_head")
 
@@ -118,6 +118,14 @@ def test_life_goes_on_after_an_import(ledger: Ledger, lived: Lived) -> None:
     ledger.orders.destroy(destroy, retired.digest)
     assert ledger.protection(NAME) == active
     ledger.verify_chain()
+
+
+def test_what_an_older_ledger_recorded_is_imported_too(ledger: Ledger, lived: Lived) -> None:
+    verified = lived.verify(rewritten(lived.data, as_older_ledger))
+    import_bundle(ledger, verified, approvals=approvals(lived.world, verified))
+    assert ledger.master_keys() == lived.life.ledger.master_keys()
+    actions = {record.ceremony: record.action for record in ledger.ceremonies()}
+    assert actions == {record.ceremony: record.action for record in lived.life.ledger.ceremonies()}
 
 
 @pytest.mark.parametrize("names", [(), QUORUM[:2], ("alice", "alice", "alice")])
@@ -352,9 +360,13 @@ def test_a_roster_older_than_the_one_that_was_in_force_is_noticed(life: Life) ->
     before = life.world.roster_file.read_text(encoding="utf-8")
     life.world.write_roster(life.world.next_version(NAMES[:3], recipients=()))
     life.stop()
+    data = life.bundle()
     life.world.roster_file.write_text(before, encoding="utf-8")
+    with pytest.raises(RosterInvalid, match="newer roster than this host's"):
+        life.bundle()
+    older = altered(data, ("roster",), lambda versions: versions[:1])
     with pytest.raises(BundleInvalid, match="was in force"):
-        verify(life.bundle(), genesis=life.world.roster.digest)
+        verify(older, genesis=life.world.roster.digest)
 
 
 def test_a_bundle_of_another_installation_is_not_even_read(lived: Lived, life: Life) -> None:

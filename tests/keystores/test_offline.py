@@ -439,7 +439,7 @@ def test_the_session_wraps_only_for_the_key_that_roster_and_plan_name(ceremony: 
 
 def test_the_custodian_proves_the_shard_without_releasing_it(ceremony: OfflineCeremony) -> None:
     stored = ceremony.protect_offline()
-    proof, signer = open_signed(CheckResponse, datakey.check(ceremony.desk(), ceremony.check_request(stored), now()))  # type: ignore[arg-type]
+    proof, signer = open_signed(CheckResponse, datakey.check(ceremony.desk(), ceremony.check_request(stored), now()))
     assert signer == ceremony.world.keystores["ks-5"].fingerprint
     assert (proof.key_id, proof.nonce, proof.matches) == (ceremony.key_id, "0f" * 16, True)
 

@@ -105,7 +105,8 @@ def approve(
         issued=now,
         expires=now + min(timedelta(seconds=round(days * 86_400)), IMPORT_LIFETIME),
     )
-    if chain.current.custodian(document.custodian) is None:
+    custodian = chain.current.custodian(document.custodian)
+    if custodian is None:
         raise ApprovalInvalid(f"{key} is no custodian's key in the roster", next_step="see `masterkey roster show`")
     words = render_import(document.canonical(), chain, now)
     say(words)
@@ -117,7 +118,7 @@ def approve(
     signed = Signed(
         document=document.canonical().decode(), signature=sign_with_key(document.canonical(), key, ImportApproval.TYPE)
     )
-    place = out or file.with_name(f"{file.name}.{document.custodian.removeprefix('SHA256:')[:8]}.approval")
+    place = out or file.with_name(f"{file.name}.{custodian.name}.approval")
     try:
         write_file(place, signed.model_dump_json().encode())
     except OSError as error:

@@ -101,7 +101,10 @@ class Stack:
 
     def write_configurations(self) -> None:
         """One file for each role, with only what that role may have."""
-        orchestrator: dict[str, Mapping[str, Any]] = {"ledger": {"url": "sqlite:///masterkey.db"}}
+        orchestrator: dict[str, Mapping[str, Any]] = {
+            "ledger": {"url": "sqlite:///masterkey.db"},
+            "bundle": {"directory": "bundles"},
+        }
         if self.metrics_port is not None:
             orchestrator["metrics"] = {"listen": f"127.0.0.1:{self.metrics_port}"}
         self.write_configuration("orchestrator", orchestrator)

@@ -1,0 +1,139 @@
+"""The database, Temporal, or both are lost: a bundle brings the ledger back, and MasterKeys are released again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Installation, start_installation
+from tests.life.test_recover import QUORUM, keystores
+from tests.life.test_reshard import change, unseal
+from tests.life.test_stop import stop
+
+APPROVERS = ("alice", "bob", "carol")
+
+
+@pytest.fixture(scope="module")
+def wreck(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """An installation that loses everything but its keys, its roster and its keystores."""
+    found = start_installation(tmp_path_factory.mktemp("wreck"))
+    yield found
+    found.stack.stop()
+
+
+def newest(installation: Installation) -> Path:
+    """The newest bundle, written by itself after the last commit."""
+    return sorted((installation.folder / "bundles").glob("*.json"))[-1]
+
+
+def lose(installation: Installation, *, database: bool = False, temporal: bool = False) -> None:
+    """Everything of the orchestrator's side is lost, and begun anew; keystore workers and strongroom are restarted."""
+    stack = installation.stack
+    for role in stack.roles():
+        stack.services[role].kill()
+    if temporal:
+        assert stack.temporal is not None
+        stack.temporal.kill()
+        shutil.rmtree(installation.folder / "temporal")
+        stack.start_temporal()
+    if database:
+        for file in installation.folder.glob("masterkey.db*"):
+            file.unlink()
+        stack.upgrade_ledger()
+    stack.start_roles()
+
+
+def approvals(installation: Installation, bundle: Path, who: tuple[str, ...] = APPROVERS) -> list[str]:
+    """The quorum's approvals of a bundle, as words of the command line."""
+    words = []
+    for name in who:
+        told = installation.stack.masterkey("bundle", "approve", str(bundle), "--key", key(installation, name), "--yes")
+        words += ["--approval", str(told["approval"])]
+    return words
+
+
+def key(installation: Installation, name: str) -> str:
+    return str(installation.folder / "keys" / name)
+
+
+def bring_back(installation: Installation, bundle: Path, *words: str) -> tuple[int, dict[str, Any]]:
+    """Import a bundle; the exit code and the answer."""
+    child = installation.stack.background("bundle", "import", str(bundle), *words, config="orchestrator")
+    out, err = child.communicate(timeout=90)
+    assert out, err
+    return child.returncode, json.loads(out)
+
+
+def test_the_database_is_lost_and_comes_back_from_the_bundle_that_was_written_at_the_last_commit(
+    wreck: Installation,
+) -> None:
+    name = wreck.fresh_name()
+    made = wreck.init(name)
+    bundle = newest(wreck)
+    assert wreck.stack.masterkey("bundle", "verify", str(bundle))["ok"] is True
+    head = wreck.stack.masterkey("status", name)["head"]
+    lose(wreck, database=True)
+    code, told = bring_back(wreck, bundle)
+    assert (code, told["error"]) == (1, "ApprovalInvalid")
+    code, told = bring_back(wreck, bundle, *approvals(wreck, bundle, APPROVERS[:2]))
+    assert (code, told["error"]) == (1, "ApprovalInvalid")
+    code, told = bring_back(wreck, bundle, *approvals(wreck, bundle))
+    assert (code, told["keystores_asked"]) == (0, True), told
+    assert sorted(told["approved_by"]) == list(APPROVERS)
+    assert wreck.stack.masterkey("status", name)["head"] != head
+    assert f"32 {made['kcv']}" in unseal(wreck, name, ["carol", "dave", "erin"])[1]
+    # Again is harmless.
+    assert bring_back(wreck, bundle)[1]["added"] == 0
+
+
+def test_temporal_and_its_histories_are_lost_and_nothing_else_is(wreck: Installation) -> None:
+    name = wreck.fresh_name()
+    made = wreck.init(name, "seal", count=2)
+    lose(wreck, temporal=True)
+    assert f"32 {made['kcv']}" in unseal(wreck, name, [])[1]
+    assert wreck.stack.masterkey("drill", name)["healthy"] is True
+
+
+def test_both_are_lost(wreck: Installation) -> None:
+    name = wreck.fresh_name()
+    made = wreck.init(name)
+    bundle = newest(wreck)
+    lose(wreck, database=True, temporal=True)
+    assert bring_back(wreck, bundle, *approvals(wreck, bundle))[0] == 0
+    result = change(wreck, "reshard", name, QUORUM, "--threshold", "2", *keystores(1, 2, 3))
+    assert result["kcv"] == made["kcv"]
+    assert f"32 {made['kcv']}" in unseal(wreck, name, QUORUM)[1]
+
+
+def test_a_bundle_from_before_a_reshard_or_a_stop_is_noticed_by_what_the_keystores_remember(
+    wreck: Installation,
+) -> None:
+    name = wreck.fresh_name()
+    wreck.init(name)
+    old = newest(wreck)
+    change(wreck, "reshard", name, QUORUM, "--threshold", "2", *keystores(1, 2, 3, 4, 5))
+    new = newest(wreck)
+    lose(wreck, database=True, temporal=True)
+    code, told = bring_back(wreck, old, *approvals(wreck, old))
+    assert (code, told["error"]) == (1, "BundleInvalid")
+    assert bring_back(wreck, new, *approvals(wreck, new))[0] == 0
+    # A stop that the ledger forgot is remembered where it counts.
+    assert stop(wreck, name)[0] == 0
+    lose(wreck, database=True, temporal=True)
+    assert bring_back(wreck, new, *approvals(wreck, new))[0] == 0
+    child = wreck.stack.background("unseal", name, "--deadline-hours", "0.005", "--exec", "--", "true")
+    wreck.approve(_started(child), QUORUM)
+    out, _ = child.communicate(timeout=60)
+    assert json.loads(out)["error"] == "Stopped"
+
+
+def _started(child: Any) -> str:
+    for line in child.stderr:
+        if "was started" in line:
+            return str(line.split()[1])
+    raise AssertionError("no ceremony was started")
