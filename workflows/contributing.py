@@ -74,9 +74,9 @@ class Contributing(Ceremony):
                     subject=given.keystore,
                 )
             if given.check is not None:
-                _check_proof(given.check, keystore, self._checks.get(given.keystore))
+                self._check_proof(given.check, keystore)
             if given.dek is not None:
-                _check_dek(given.dek, keystore, self._unwraps.get(given.keystore))
+                self._check_dek(given.dek, keystore)
         except MasterKeyError as error:
             raise as_failure(error) from None
 
@@ -85,13 +85,14 @@ class Contributing(Ceremony):
         """What is wanted of the custodians of offline keystores."""
         return Wanted(
             keystores=self.wanted_of(),
-            checks=tuple(one for name, one in self._checks.items() if name not in self._proofs),
-            unwraps=tuple(one for name, one in self._unwraps.items() if name not in self._deks),
+            checks=tuple(one for nonce, one in self._checks.items() if nonce not in self._proofs),
+            unwraps=tuple(one for place, one in self._unwraps.items() if place not in self._deks),
         )
 
     def wanted_of(self) -> tuple[str, ...]:
         """Offline keystores whose custodians could contribute something: those asked for a proof, or for a shard."""
-        return tuple(sorted({*self._checks, *self._unwraps} - set(self._proofs) - set(self._deks)))
+        checks = {one.keystore for nonce, one in self._checks.items() if nonce not in self._proofs}
+        return tuple(sorted(checks | {one.keystore for place, one in self._unwraps.items() if place not in self._deks}))
 
     # --- asking ----------------------------------------------------------------------------------------------
 
@@ -142,17 +143,17 @@ class Contributing(Ceremony):
         Raises:
             KeystoreUnavailable: they did not answer; they are not counted as present any more.
         """
-        name = request.keystore
-        self._unwraps[name] = request
+        place = _place(request.keystore, request.session.digest)
+        self._unwraps[place] = request
         try:
-            await self._wait(lambda: name in self._deks, UNWRAP_PATIENCE)
-            return self._deks[name]
+            await self._wait(lambda: place in self._deks, UNWRAP_PATIENCE)
+            return self._deks[place]
         except TimeoutError:
-            self._present.discard(name)
-            raise _silent(name) from None
+            self._present.discard(request.keystore)
+            raise _silent(request.keystore) from None
         finally:
-            self._unwraps.pop(name, None)
-            self._deks.pop(name, None)
+            self._unwraps.pop(place, None)
+            self._deks.pop(place, None)
 
     async def _wait(self, there: Callable[[], bool], patience: timedelta) -> None:
         until = workflow.now() + patience
@@ -163,6 +164,28 @@ class Contributing(Ceremony):
             await workflow.wait_condition(lambda seen=seen: there() or self._changes != seen, timeout=left)  # type: ignore[misc]
             self.check_course()
 
+    def _check_proof(self, signed: Signed, keystore: KeystoreWorker) -> None:
+        answer, signer = open_signed(CheckResponse, signed)
+        wanted = self._checks.get(answer.nonce)
+        said = (signer, answer.keystore, answer.matches)
+        if wanted is None or said != (keystore.fingerprint, wanted.keystore, True):
+            raise ApprovalInvalid(f"this is not the proof that {keystore.name} was asked for", subject=keystore.name)
+
+    def _check_dek(self, answer: DekAnswer, keystore: KeystoreWorker) -> None:
+        response, signer = open_signed(DekResponse, answer.response)
+        wanted = self._unwraps.get(_place(response.keystore, response.session))
+        if wanted is None or (signer, wanted.keystore) != (keystore.fingerprint, keystore.name):
+            raise ApprovalInvalid(
+                f"this is not the data key that {keystore.name} was asked for, or its session is gone",
+                next_step="answer what is asked now",
+                subject=keystore.name,
+            )
+
+
+def _place(keystore: str, session: str) -> str:
+    # A session asks a keystore once, for the one shard that it has.
+    return f"{keystore} {session}"
+
 
 def _silent(keystore: str) -> KeystoreUnavailable:
     return KeystoreUnavailable(
@@ -170,24 +193,6 @@ def _silent(keystore: str) -> KeystoreUnavailable:
         next_step="let them run `masterkey contribute CEREMONY` and keep it running",
         subject=keystore,
     )
-
-
-def _check_proof(signed: Signed, keystore: KeystoreWorker, wanted: CheckDataKey | None) -> None:
-    answer, signer = open_signed(CheckResponse, signed)
-    said = (signer, answer.keystore, answer.nonce if wanted else "", answer.matches)
-    if wanted is None or said != (keystore.fingerprint, wanted.keystore, wanted.nonce, True):
-        raise ApprovalInvalid(f"this is not the proof that {keystore.name} was asked for", subject=keystore.name)
-
-
-def _check_dek(answer: DekAnswer, keystore: KeystoreWorker, wanted: UnwrapDataKey | None) -> None:
-    response, signer = open_signed(DekResponse, answer.response)
-    said = (signer, response.keystore, response.session if wanted else "")
-    if wanted is None or said != (keystore.fingerprint, wanted.keystore, wanted.session.digest):
-        raise ApprovalInvalid(
-            f"this is not the data key that {keystore.name} was asked for, or its session is gone",
-            next_step="answer what is asked now",
-            subject=keystore.name,
-        )
 
 
 def _as_contribution(value: Any, extra: tuple[Any, ...]) -> Contribution:

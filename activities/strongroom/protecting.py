@@ -18,7 +18,7 @@ from workflows.contracts.documents import (
     ShardBinding,
     Target,
 )
-from workflows.contracts.errors import ApprovalInvalid, CiphertextInvalid
+from workflows.contracts.errors import ApprovalInvalid, CiphertextInvalid, ConfigurationInvalid
 from workflows.contracts.messages import DekAnswer, StoredProtection, StoredShard
 
 
@@ -108,9 +108,15 @@ def _data_key(
         answer = waiting.pop(0)
         binding, dek, mechanism = open_data_key(session, granted, answer, context, now)
         return binding, dek, answer.wrapped_dek, mechanism
-    # Here and not above: its library is there only where offline keystores are used.
-    from activities.keystores.offline import wrap_dek
-
+    try:
+        # Here and not above: its library is there only where offline keystores are used.
+        from activities.keystores.offline import wrap_dek
+    except ModuleNotFoundError as error:
+        raise ConfigurationInvalid(
+            f"the strongroom cannot wrap for {keystore.name}: the Python module {error.name!r} is not installed there",
+            next_step="install openkcm-masterkey[offline] on the strongroom's host",
+            subject=keystore.name,
+        ) from None
     if context.key_id != keystore.offline_key_id:
         raise ApprovalInvalid(f"the plan names another key of {context.keystore} than the roster does")
     dek = os.urandom(envelope.DEK_BYTES)
