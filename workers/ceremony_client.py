@@ -272,7 +272,7 @@ async def hold(client: Client, request: HoldRequest) -> WorkflowHandle[Any, Any]
     return await client.start_workflow(
         "HoldWorkflow",
         request,
-        id=names.hold_id(request.ceremony),
+        id=names.hold_id(request.ceremony, request.turn),
         task_queue=names.ORCHESTRATOR_QUEUE,
         id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
         id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,

@@ -33,7 +33,7 @@ _AGAIN_SECONDS = 5.0
 
 async def hold(
     client: Client, request: HoldRequest, child: subprocess.Popen[bytes], source: RosterSource
-) -> Stop | None:
+) -> tuple[Stop, HoldRequest] | None:
     """Wait until the program ends, or a stop ends it.
 
     Args:
@@ -43,17 +43,18 @@ async def hold(
         source: the pinned roster.
 
     Returns:
-        The stop that ended it, if one did: the caller acknowledges it.
+        The stop that ended it, if one did, and how it was heard of: the caller acknowledges it.
     """
     ended = asyncio.create_task(asyncio.to_thread(child.wait))
-    heard = asyncio.create_task(_listen(client, request, source))
+    turns: list[HoldRequest] = []
+    heard = asyncio.create_task(_listen(client, request, source, turns))
     await asyncio.wait([ended, heard], return_when=asyncio.FIRST_COMPLETED)
     if not heard.done():
         heard.cancel()
         with contextlib.suppress(RPCError):
-            await client.get_workflow_handle(names.hold_id(request.ceremony)).signal("released")
+            await client.get_workflow_handle(_id(turns[-1] if turns else request)).signal("released")
         return None
-    stop = heard.result()
+    stop, turn = heard.result(), turns[-1]
     if not ended.done():
         say(
             f"a custodian ordered to stop {request.master_key} ({stop.reason or 'no reason given'}): ending the program"
@@ -63,7 +64,7 @@ async def hold(
         if not done:
             child.kill()
     await ended
-    return stop
+    return stop, turn
 
 
 async def acknowledge(client: Client, stop: Stop, request: HoldRequest, identity: Path) -> None:
@@ -82,17 +83,22 @@ async def acknowledge(client: Client, stop: Stop, request: HoldRequest, identity
     finally:
         pool.release(process)
         await pool.close()
-    told = {"workflow": names.hold_id(request.ceremony), "ended": signed.model_dump()}
+    told = {"workflow": _id(request), "ended": signed.model_dump()}
     try:
         await client.get_workflow_handle(names.workflow_id(stop.ceremony)).signal("acknowledge", told)
     except RPCError:
         say("the stop's ceremony is over: it reports this recipient as one that did not answer in time")
 
 
-async def _listen(client: Client, request: HoldRequest, source: RosterSource) -> Stop:
+def _id(request: HoldRequest) -> str:
+    return names.hold_id(request.ceremony, request.turn)
+
+
+async def _listen(client: Client, request: HoldRequest, source: RosterSource, turns: list[HoldRequest]) -> Stop:
     while True:
+        turns.append(request.model_copy(update={"turn": len(turns) + 1}))
         try:
-            handle = await ceremony_client.hold(client, request)
+            handle = await ceremony_client.hold(client, turns[-1])
             result = HoldResult.model_validate(await handle.result())
         except (RPCError, WorkflowFailureError) as error:
             say(f"cannot hear of stops at the moment ({type(error).__name__}); trying again")

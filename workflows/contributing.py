@@ -52,11 +52,12 @@ class Contributing(Ceremony):
         if given.present and given.keystore not in self._present:
             self._present.add(given.keystore)
             self.changed()
-        if given.check is not None and given.keystore in self._checks:
-            self._proofs[given.keystore] = given.check
+        if given.check is not None:
+            self._proofs[CheckResponse.parse(given.check.document.encode()).nonce] = given.check
             self.changed()
-        if given.dek is not None and given.keystore in self._unwraps:
-            self._deks[given.keystore] = given.dek
+        if given.dek is not None:
+            response = DekResponse.parse(given.dek.response.document.encode())
+            self._deks[_place(response.keystore, response.session)] = given.dek
             self.changed()
         return self.wanted()
 
@@ -117,25 +118,17 @@ class Contributing(Ceremony):
         Raises:
             KeystoreUnavailable: it did not come in time.
         """
-        name = request.keystore
-        try:
-            # One after the other: a drill asks for a proof of each protection that has a shard there.
-            await self._wait(lambda: name not in self._checks, until - self.now())
-            return await self._proof(request, until)
-        except TimeoutError:
-            raise _silent(name) from None
-
-    async def _proof(self, request: CheckDataKey, until: datetime) -> Signed:
-        name = request.keystore
-        self._checks[name] = request
+        nonce = request.nonce
+        self._checks[nonce] = request
         self.changed()
         try:
-            await self._wait(lambda: name in self._proofs, until - self.now())
-            return self._proofs[name]
+            await self._wait(lambda: nonce in self._proofs, until - self.now())
+            return self._proofs[nonce]
+        except TimeoutError:
+            raise _silent(request.keystore) from None
         finally:
-            self._checks.pop(name, None)
-            self._proofs.pop(name, None)
-            self.changed()
+            self._checks.pop(nonce, None)
+            self._proofs.pop(nonce, None)
 
     async def ask_for_data_key(self, request: UnwrapDataKey) -> DekAnswer:
         """Ask a custodian who is present for a data key, while the session lives.

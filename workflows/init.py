@@ -84,10 +84,11 @@ class InitWorkflow(Protecting):
         self, stored: StoredProtection, proofs: tuple[Signed, ...], roster: Roster, quorum: Quorum
     ) -> InitResult:
         await self.commit()
-        not_told = await self.tell_of_commit(stored, proofs, [row.keystore for row in stored.shards], roster)
         bundles = await self.export_bundle()
+        not_told = await self.tell_of_commit(stored, proofs, [row.keystore for row in stored.shards], roster)
         manifest = Manifest.parse(stored.manifest.document.encode())
         await self.close("done", f"{self.master_key} is protected; KCV {manifest.kcv}")
+        bundles = await self.export_bundle(final=True) or bundles
         return InitResult(
             ceremony=self.ceremony,
             master_key=self.master_key,

@@ -114,8 +114,8 @@ class OrderWorkflow(Protecting):
                 keystore=one.keystore,
                 error=one.error,
             )
-        bundles = await self.export_bundle()
         await self.close("done", _said(request.action, told))
+        bundles = await self.export_bundle(final=True)
         return OrderResult(
             ceremony=self.ceremony,
             master_key=self.master_key,

@@ -278,8 +278,12 @@ class Protecting(Contributing):
         told = await gather([tell(name) for name in dict.fromkeys(keystores) if not self.is_offline(name)])
         return tuple(name for name in told if name is not None)
 
-    async def export_bundle(self) -> tuple[str, ...]:
-        """Write the bundle to its configured places; one that cannot be written is an event, and no reason to fail."""
+    async def export_bundle(self, *, final: bool = False) -> tuple[str, ...]:
+        """Write the bundle to its configured places; one that cannot be written is an event, and no reason to fail.
+
+        Args:
+            final: the ceremony is closed already, and nothing is recorded of it any more.
+        """
         try:
             exported = await self.ledger(
                 names.EXPORT_BUNDLE,
@@ -288,9 +292,12 @@ class Protecting(Contributing):
                 patience=_EXPORT_PATIENCE,
             )
         except MasterKeyError as error:
+            if final:
+                workflow.logger.warning("the bundle was not exported: %s", error.diagnostics)
+                return ()
             self.event("bundle", "bundle-not-exported", error=type(error).__name__, reason=error.diagnostics)
             return ()
-        if exported.places:
+        if exported.places and not final:
             self.event("bundle", "bundle-exported", places=list(exported.places), head=exported.digest)
         return exported.places
 

@@ -142,18 +142,20 @@ class Resharding(Opening, Protecting):
         active: Sequence[Active],
         roster: Roster,
     ) -> ReshardResult:
-        """Commit, tell everybody who serves the old protection, export the bundle, close."""
+        """Commit, export the bundle, tell everybody who serves the old protection, close."""
         target, quorum = plan.target, self.quorum
         assert target is not None and quorum is not None  # noqa: S101, PT018 - both were made before
         await self.commit(target.retention_hours)
+        # At once: from here on the old protection may be refused, and the new one must survive the database.
+        bundles = await self.export_bundle()
         keystores = [row.keystore for row in stored.shards] + (predecessor.keystores if predecessor else [])
         not_told = await self.tell_of_commit(stored, proofs, keystores, roster)
-        bundles = await self.export_bundle()
         manifest = Manifest.parse(stored.manifest.document.encode())
         in_force = [manifest, *(one.manifest for one in active if one is not predecessor)]
         retired = f"; epoch {predecessor.manifest.epoch} is retired" if predecessor else ""
         told = f"; not told yet: {', '.join(not_told)}" if not_told else ""
         await self.close("done", f"{self.master_key} is protected anew, epoch {manifest.epoch}{retired}{told}")
+        bundles = await self.export_bundle(final=True) or bundles
         return ReshardResult(
             ceremony=self.ceremony,
             master_key=self.master_key,

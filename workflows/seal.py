@@ -127,13 +127,13 @@ class SealWorkflow(Ceremony):
 
     def _judge(self, workflow_id: str, roster: Roster) -> HolderTold:
         """An unseal's own word is enough: it holds nothing. A recipient signs that its program has ended."""
-        if not workflow_id.endswith(names.HOLD_SUFFIX):
+        if names.held_since(workflow_id) is None:
             return HolderTold(workflow=workflow_id, state="ended")
         try:
             signed = Signed.model_validate(self._acknowledged[workflow_id].get("ended"))
             ended, signer = open_signed(Ended, signed)
             recipient = roster.recipient(signer)
-            if recipient is None or names.hold_id(ended.ceremony) != workflow_id:
+            if recipient is None or names.held_since(workflow_id) != ended.ceremony:
                 raise ApprovalInvalid("the acknowledgement is not that recipient's")
             if ended.stop != self._request.stop.digest:
                 raise ApprovalInvalid("the acknowledgement is of another stop")

@@ -185,6 +185,22 @@ def test_a_stop_that_is_sent_twice_is_one(keystores: Keystores) -> None:
     assert keystores.in_force() == (stop.digest,)
 
 
+def test_while_stopped_the_keystore_itself_is_not_even_asked(keystores: Keystores) -> None:
+    stored = keystores.protect()
+    asked: list[KeyRef] = []
+
+    class Counting(MemoryKeystore):
+        def unwrap(self, wrapped: bytes, context: Any, key: KeyRef) -> bytes:
+            asked.append(key)
+            return keystores.world.memory["ks-1"].unwrap(wrapped, context, key)
+
+    assert keystores.release_from(stored, keystore=Counting("ks-1"))
+    keystores.stop(keystores.world.stop("alice"))
+    with pytest.raises(Stopped):
+        keystores.release_from(stored, keystore=Counting("ks-1"))
+    assert len(asked) == 1
+
+
 def test_a_data_key_that_a_slow_keystore_gives_back_after_a_stop_does_not_leave(keystores: Keystores) -> None:
     stored, world = keystores.protect(), keystores.world
 

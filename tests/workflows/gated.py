@@ -3,7 +3,8 @@
 The workers are the product's own roles in processes of their own, with an interceptor around their
 activities. A test asks for a gate with a file, `gates/WHOSE.ACTIVITY.before` or `.after` (whose: a MasterKey's
 name for what changes it, else a ceremony's id): the next activity of that kind stops before its work, or after
-its work and before its answer. It renames the file to `....reached` and waits until the test removes that.
+its work and before its answer. It renames the file to `....reached` and waits until the test removes that. What
+writes down a phase can be told by it, as `record_events@proving`.
 
 By hand: `python -m tests.workflows.gated GATES CONFIG ROLE [KEYSTORE...]`.
 """
@@ -29,10 +30,12 @@ from tests.conftest import NAMES
 from tests.workflows.people import House
 from workers import roles
 from workers.config import Configuration
+from workers.embedded.key_vault import KeyVault, start_key_vault
 from workers.embedded.openbao import OpenBao, start_openbao
 from workers.embedded.process import Service, launch_service, wait_until_ready
 from workers.embedded.stack import KeystoreSetup, Stack
 
+VAULT = "vault-4"
 _WHOSE = re.compile(r"^masterkey/([a-z0-9-]+)(\.[a-z]+\.[0-9a-f]+)?")
 
 
@@ -52,25 +55,31 @@ class _Gate(ActivityInboundInterceptor):
         self._folder = folder
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
-        await self._stop("before")
+        phase = getattr(input.args[0], "phase", "") if input.args else ""
+        await self._stop("before", phase)
         answer = await super().execute_activity(input)
-        await self._stop("after")
+        await self._stop("after", phase)
         return answer
 
-    async def _stop(self, when: str) -> None:
+    async def _stop(self, when: str, phase: str) -> None:
         info = activity.info()
         match = _WHOSE.match(info.workflow_id or "")
-        gate = self._folder / f"{match.group().partition('/')[2] if match else ''}.{info.activity_type}.{when}"
-        reached = gate.with_name(gate.name + ".reached")
-        try:
-            gate.rename(reached)
-        except FileNotFoundError:
+        whose = match.group().partition("/")[2] if match else ""
+        kinds = [info.activity_type, *([f"{info.activity_type}@{phase}"] if phase else [])]
+        reached = next((gate for kind in kinds if (gate := self._reach(f"{whose}.{kind}.{when}"))), None)
+        if reached is None:
             return
         while reached.exists():
             # Not for the ledger's: a heartbeat of an activity in a thread blocks this loop.
             if info.heartbeat_timeout:
                 activity.heartbeat()
             await asyncio.sleep(0.05)
+
+    def _reach(self, name: str) -> Path | None:
+        try:
+            return (self._folder / name).rename(self._folder / f"{name}.reached")
+        except FileNotFoundError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -116,14 +125,18 @@ class GatedStack(Stack):
 
 @dataclass
 class GatedHouse(House):
-    """A house that tests may break; each leaves it whole."""
+    """A house that tests may break; each leaves it whole.
+
+    Three keystores are keys of one OpenBao, each behind a proxy of its own. The fourth, which no init takes
+    unasked, is a Key Vault that keeps its keys when it is killed.
+    """
 
     proxies: tuple[FaultProxy, ...] = ()
     bao: OpenBao | None = None
 
     @classmethod
     def start(cls, folder: Path, count: int = 3) -> GatedHouse:
-        """Start everything; each keystore has a process and a proxy of its own."""
+        """Start everything; each keystore has a process of its own."""
         bao = start_openbao(folder / "openbao")
         proxies = []
         stack = GatedStack(folder)
@@ -137,6 +150,9 @@ class GatedHouse(House):
                 token = bao.write_token(key, folder / f"{key}.token")
                 table = {"type": "transit", "address": proxies[-1].url, "key_name": key, "token_file": str(token)}
                 stack.keystores[f"bao-{index}"] = KeystoreSetup(f"bao-{index}", table, backend="OpenBao")
+            vault = start_key_vault(folder / "key-vault", state=folder / "key-vault" / "keys.json")
+            stack.services["key-vault"] = vault.service
+            stack.keystores[VAULT] = KeystoreSetup(VAULT, vault.settings(vault.create_key("wrap", size=2048)))
             stack.start_temporal()
             stack.make_keys()
             stack.make_roster(master_keys=NAMES)
@@ -176,6 +192,32 @@ class GatedHouse(House):
         waits = [self.stack._launch(role) for role in some]
         for wait in waits:
             wait()
+
+    def lose(self, keystore: str) -> None:
+        """Delete the key of one of the first three keystores, for good."""
+        assert self.bao is not None
+        key = self.stack.keystores[keystore].table["key_name"]
+        self.bao.ask("POST", f"transit/keys/{key}/config", {"deletion_allowed": True})
+        self.bao.ask("DELETE", f"transit/keys/{key}")
+
+    def make_anew(self, keystore: str) -> None:
+        """Make another key by the name of one that was lost: it opens nothing of what that one wrapped."""
+        assert self.bao is not None
+        self.bao.create_key(self.stack.keystores[keystore].table["key_name"])
+
+    def kill_key_vault(self) -> None:
+        """SIGKILL the fourth keystore's service."""
+        self.stack.services["key-vault"].kill()
+
+    def start_key_vault_again(self) -> KeyVault:
+        """Start it on the same port, with the keys that it had."""
+        folder, port = (
+            self.stack.folder / "key-vault",
+            int(self.stack.services["key-vault"].endpoint.rpartition(":")[2]),
+        )
+        vault = start_key_vault(folder, port, state=folder / "keys.json")
+        self.stack.services["key-vault"] = vault.service
+        return vault
 
     def kill_temporal(self) -> None:
         """SIGKILL Temporal's server."""

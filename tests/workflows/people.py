@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import secrets
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from temporalio.api.enums.v1 import EventType, WorkflowTaskFailedCause
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle, WorkflowHistory
 
 from activities.identity import Identity
+from activities.ledger.records import ProtectionRecord
 from activities.ledger.store import Ledger
 from activities.recipient import open_delivery
 from activities.roster import RosterSource
@@ -29,12 +31,18 @@ from workers.embedded.stack import CUSTODIANS, Stack
 from workers.ssh import sign_with_key
 from workflows.contracts import names
 from workflows.contracts.canonical import Document, Signed, seconds
-from workflows.contracts.documents import SUITE, Approval, Manifest, Plan, RecipientRequest
+from workflows.contracts.documents import SUITE, Approval, Manifest, Plan, Purpose, RecipientRequest, Stop
 from workflows.contracts.errors import MasterKeyError
 from workflows.contracts.messages import (
     CeremonyStatus,
     InitRequest,
     InitResult,
+    OrderRequest,
+    OrderResult,
+    RecoverRequest,
+    ReshardRequest,
+    ReshardResult,
+    SealRequest,
     ShardRequest,
     UnsealRequest,
     UnsealResult,
@@ -44,6 +52,8 @@ from workflows.contracts.roster import RosterChain
 T = TypeVar("T")
 
 Handle = WorkflowHandle[Any, Any]
+Made = InitResult | ReshardResult
+"""What tells of a protection that was made."""
 
 
 async def eventually(found: Callable[[], Awaitable[T | None]], limit: float = 30.0, pause: float = 0.05) -> T:
@@ -92,7 +102,12 @@ class House:
     @property
     def ledger(self) -> Ledger:
         """The orchestrator's ledger, opened by this process."""
-        return Ledger(f"sqlite:///{self.stack.folder / 'masterkey.db'}")
+        configured = tomllib.loads((self.stack.folder / "orchestrator.toml").read_text(encoding="utf-8"))
+        return Ledger(configured["ledger"]["url"].replace("sqlite:///", f"sqlite:///{self.stack.folder}/"))
+
+    def active(self, name: str, purpose: Purpose = "primary") -> ProtectionRecord:
+        """The protection in force, as the ledger has it."""
+        return self.ledger.protection(name, purpose=purpose)
 
     @property
     def keystores(self) -> list[str]:
@@ -159,7 +174,7 @@ class House:
         return InitResult.model_validate(await ended(handle))
 
     async def ask(
-        self, name: str, made: InitResult, lifetime: timedelta | None = None, ceremony: str = "", **more: Any
+        self, name: str, made: Made, lifetime: timedelta | None = None, ceremony: str = "", **more: Any
     ) -> Asked:
         """Become the recipient: start an unseal of what an init has made."""
         manifest = Manifest.parse(made.manifest.document.encode())
@@ -183,16 +198,76 @@ class House:
         start = UnsealRequest(ceremony=ceremony, master_key=name, request=self.sign("recipient", request))
         return Asked(await ceremony_client.start(self.client, "UnsealWorkflow", start), request, key)
 
-    def receive(self, asked: Asked, result: UnsealResult, made: InitResult) -> bytes:
+    def receive(self, asked: Asked, result: UnsealResult, made: Made) -> bytes:
         """Open a delivery, as the recipient's process does."""
         return open_delivery(result.delivered, asked.request, self.chain, asked.key, made.kcv, datetime.now(UTC))
 
-    async def unseal(self, name: str, made: InitResult, approvers: Sequence[str] = CUSTODIANS[:3]) -> bytes:
+    async def unseal(self, name: str, made: Made, approvers: Sequence[str] = CUSTODIANS[:3]) -> bytes:
         """Receive a MasterKey; its KCV is checked."""
         asked = await self.ask(name, made)
         if Manifest.parse(made.manifest.document.encode()).mode == "sss":
             await self.approve(asked.handle, approvers)
         return self.receive(asked, UnsealResult.model_validate(await ended(asked.handle)), made)
+
+    # --- the rest of its life ----------------------------------------------------------------------------------
+
+    async def start_reshard(
+        self, name: str, keystores: Sequence[str], mode: str = "sss", threshold: int = 2, **more: Any
+    ) -> Handle:
+        """Start a reshard into these keystores; it waits for its quorum."""
+        fields: dict[str, Any] = {
+            "ceremony": names.new_ceremony_id(name, "reshard"),
+            "master_key": name,
+            "mode": mode,
+            "threshold": threshold if mode == "sss" else 1,
+            "shards": tuple(ShardRequest(keystore=keystore) for keystore in keystores),
+        }
+        return await ceremony_client.start(self.client, "ReshardWorkflow", ReshardRequest(**{**fields, **more}))
+
+    async def reshard(
+        self, name: str, keystores: Sequence[str], mode: str = "sss", threshold: int = 2, **more: Any
+    ) -> ReshardResult:
+        """Reshard with three approvals."""
+        handle = await self.start_reshard(name, keystores, mode, threshold, **more)
+        await self.approve(handle, CUSTODIANS[:3])
+        return ReshardResult.model_validate(await ended(handle))
+
+    async def start_recover(self, name: str, **more: Any) -> Handle:
+        """Start a recovery; it assesses, proposes, and waits for its quorum."""
+        ceremony = names.new_ceremony_id(name, "recover")
+        request = RecoverRequest(**{"ceremony": ceremony, "master_key": name, **more})
+        return await ceremony_client.start(self.client, "DisasterRecoveryWorkflow", request)
+
+    def stop_by(self, who: str, name: str, **changes: Any) -> Signed:
+        """A custodian's signed order to stop a MasterKey."""
+        fields: dict[str, Any] = {
+            "master_key": name,
+            "ceremony": names.new_ceremony_id(name, "seal"),
+            "reason": "a laptop was stolen",
+            "custodian": self.fingerprint(who) if who in CUSTODIANS else self.identity(who).fingerprint,
+            "issued": seconds(datetime.now(UTC)),
+        }
+        return self.sign(who, Stop(**{**fields, **changes}))
+
+    async def start_seal(self, name: str, stop: Signed, **more: Any) -> Handle:
+        """Send a stop to everybody."""
+        ceremony = Stop.parse(stop.document.encode()).ceremony
+        request = SealRequest(ceremony=ceremony, master_key=name, stop=stop, **more)
+        return await ceremony_client.start(self.client, "SealWorkflow", request)
+
+    async def start_order(self, name: str, action: str, manifest: str | None = None) -> Handle:
+        """Ask the quorum to lift all stops, or to retire or destroy a protection."""
+        fields: dict[str, Any] = {"action": action, "manifest": manifest, "master_key": name}
+        fields["ceremony"] = names.new_ceremony_id(name, fields["action"])
+        return await ceremony_client.start(self.client, "OrderWorkflow", OrderRequest(**fields))
+
+    async def order(self, name: str, action: str, manifest: str | None = None) -> OrderResult:
+        """Order it with three approvals."""
+        handle = await self.start_order(name, action, manifest)
+        await self.approve(handle, CUSTODIANS[:3])
+        return OrderResult.model_validate(await ended(handle))
+
+    # --- what it does --------------------------------------------------------------------------------------------
 
     async def status(self, handle: Handle) -> CeremonyStatus:
         """What a ceremony is doing."""

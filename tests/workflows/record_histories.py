@@ -10,8 +10,10 @@ import asyncio
 import json
 import re
 import socket
+import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,31 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 
 from deploy.emulators.fault_proxy import Answer, Rule
 from tests.workflows.gated import GatedHouse, wait_for_gates
-from tests.workflows.people import Handle, ended
+from tests.workflows.people import Handle, ended, eventually
 from workers import ceremony_client
-from workers.embedded.stack import CUSTODIANS
+from workers.embedded.stack import CUSTODIANS, to_toml
 from workflows.contracts import names
-from workflows.contracts.messages import DrillRequest, InitResult, ReportRequest
+from workflows.contracts.canonical import seconds
+from workflows.contracts.documents import Ended
+from workflows.contracts.messages import (
+    CeremonyStatus,
+    ChangedPlan,
+    CollectRequest,
+    DrillRequest,
+    HoldRequest,
+    HoldResult,
+    InitResult,
+    ReportRequest,
+    ReshardResult,
+    ShardRequest,
+    SurveyRequest,
+)
 
 FOLDER = Path(__file__).parent.parent / "histories"
 QUORUM = CUSTODIANS[:3]
+LIGHT = ("alice", "carol", "dave")
+"""A quorum without RSA: shorter histories."""
+PAPER = "paper-5"
 _WHO = re.compile(r"\d+@[A-Za-z0-9_.-]+")
 
 
@@ -108,19 +127,160 @@ class Recorder:
         for proxy in house.proxies:
             proxy.rule = Rule()
 
-    async def others(self, made: InitResult) -> None:
-        """A report and a drill."""
+    async def reshards(self, made: InitResult) -> None:
+        """Reshards: to other keystores, to the other mode, refused, and at the second attempt."""
+        house, name = self.house, made.master_key
+        handle = await house.start_reshard(name, house.keystores[1:])
+        await house.approve(handle, QUORUM)
+        await self.write("reshard-sss", handle)
+        handle = await house.start_reshard(name, house.keystores[:2], retention_hours=1)
+        plan = await house.plan(handle)
+        for who in ("alice", "dave", "erin"):
+            await handle.signal("approve", house.decision(who, plan, "reject"))
+        await self.write("reshard-refused", handle)
+        handle = await house.start_reshard(name, house.keystores[:2], "seal", retention_hours=0)
+        await house.approve(handle, ("bob", "carol", "dave"))
+        await self.write("reshard-seal", handle)
+        handle = await house.start_reshard(name, house.keystores[:1], "seal")
+        await house.plan(handle)
+        gate = house.gate(name, names.RESHARD)
+        await house.approve(handle, LIGHT)
+        await self.without_strongroom([gate])
+        await self.write("reshard-second-attempt", handle)
+
+    async def recoveries(self) -> str:
+        """A key is deleted and replaced; another plan is made while it waits; nothing is lost; all is lost."""
         house = self.house
-        handle = await house.client.start_workflow(
-            "ReportWorkflow",
-            ReportRequest(kind="status", master_key=made.master_key),
-            id="masterkey-report/recorded",
-            task_queue=names.ORCHESTRATOR_QUEUE,
+        sss, seal = house.fresh_name(), house.fresh_name()
+        await house.init(sss)
+        await house.init(seal, "seal", count=2)
+        await self.write("recover-nothing-lost", await house.start_recover(seal))
+        house.lose("bao-1")
+        handle = await house.start_recover(sss)
+        await house.approve(handle, QUORUM)
+        await self.write("recover-lost-key", handle)
+        house.proxies[1].rule = Answer(503, body=b"{}")
+        handle = await house.start_recover(seal)
+        await house.approve(handle, LIGHT)
+        await house.reach(handle, "waiting")
+        wish = ChangedPlan(shards=(ShardRequest(keystore="bao-3"),))
+        await ceremony_client.update(handle, "replan", wish, str)
+        await house.approve(handle, LIGHT)
+        await house.reach(handle, "reconstructing", "waiting")
+        house.proxies[1].rule = Rule()
+        await self.write("recover-replanned", handle)
+        house.lose("bao-3")
+        await self.write("recover-hopeless", await house.start_recover(seal))
+        house.make_anew("bao-1")
+        house.make_anew("bao-3")
+        return sss
+
+    async def stops(self) -> None:
+        """A stop, with a recipient that lets go and an unseal that ends; the lift; a holder that ends by itself."""
+        house, name = self.house, self.house.fresh_name()
+        made = await house.init(name, "seal", count=1)
+        holders = []
+        for _ in range(2):
+            asked = await house.ask(name, made)
+            await ended(asked.handle)
+            request = HoldRequest(ceremony=asked.request.ceremony, master_key=name)
+            holders.append((asked, await ceremony_client.hold(house.client, request)))
+            await house.idle(holders[-1][1])
+        await holders[1][1].signal("released")
+        await self.write("hold-released", holders[1][1])
+        house.proxies[0].rule = Answer(503, body=b"{}")
+        running = await house.ask(name, made)
+        await house.reach(running.handle, "waiting")
+        stop = house.stop_by("erin", name)
+        handle = await house.start_seal(name, stop)
+        held, holder = holders[0]
+        assert HoldResult.model_validate(await ended(holder)).stop == stop
+        said = Ended(
+            master_key=name,
+            ceremony=held.request.ceremony,
+            stop=stop.digest,
+            recipient=house.identity("recipient").fingerprint,
+            time=seconds(datetime.now(UTC)),
         )
-        await self.write("report", handle)
-        ceremony = names.new_ceremony_id(made.master_key, "drill")
-        request = DrillRequest(master_key=made.master_key, ceremony=ceremony)
+        signed = house.sign("recipient", said).model_dump()
+        await handle.signal("acknowledge", {"workflow": holder.id, "ended": signed})
+        await self.write("seal", handle)
+        await self.write("hold-stopped", holder)
+        await self.write("unseal-stopped", running.handle)
+        house.proxies[0].rule = Rule()
+        handle = await house.start_order(name, "lift")
+        await house.approve(handle, LIGHT)
+        await self.write("order-lift", handle)
+
+    async def orders(self, name: str) -> None:
+        """An emergency protection is added, retired and destroyed."""
+        house = self.house
+        await house.init(name)
+        handle = await house.start_reshard(name, ["bao-2"], "seal", purpose="emergency")
+        await house.approve(handle, ("bob", "carol", "dave"))
+        await self.write("reshard-emergency", handle)
+        manifest = ReshardResult.model_validate(await ended(handle)).manifest.digest
+        for action in ("retire", "destroy"):
+            handle = await house.start_order(name, action, manifest)
+            await house.approve(handle, LIGHT)
+            await self.write(f"order-{action}", handle)
+
+    async def others(self, name: str) -> None:
+        """A report, a drill, a collection, a survey."""
+        house = self.house
+        for kind, request in (
+            ("Report", ReportRequest(kind="status", master_key=name)),
+            ("Collect", CollectRequest(grace_seconds=0)),
+            ("Survey", SurveyRequest(keystores=(*house.keystores[:1], "unheard-of"), nonce="0" * 32)),
+        ):
+            handle = await house.client.start_workflow(
+                f"{kind}Workflow",
+                request,
+                id=f"masterkey-{kind.lower()}/recorded",
+                task_queue=names.ORCHESTRATOR_QUEUE,
+            )
+            await self.write(kind.lower(), handle)
+        ceremony = names.new_ceremony_id(name, "drill")
+        request = DrillRequest(master_key=name, ceremony=ceremony)
         await self.write("drill", await ceremony_client.start(house.client, "DrillWorkflow", request))
+
+    async def offline(self) -> None:
+        """A keystore that erin keeps offline gets a shard, opens it, and proves it."""
+        house, stack = self.house, self.house.stack
+        made = stack.masterkey("offline", "keygen", PAPER, "--out", str(stack.folder / "erins"), "--custodian", "erin")
+        description = stack.folder / "roster.toml"
+        description.write_text(description.read_text() + "\n" + made["roster"])
+        stack.masterkey("roster", "propose", str(description))
+        for who in QUORUM:
+            stack.masterkey("roster", "sign", "--key", str(stack.folder / "keys" / who), "--yes")
+        roster = {"file": "roster.json", "genesis": stack.genesis, "minimum_version": 2}
+        (stack.folder / "erin.toml").write_text(to_toml({"roster": roster}) + "\n\n" + made["configuration"])
+        name = house.fresh_name()
+        handle = await house.start_init(name, shards=tuple(ShardRequest(keystore=one) for one in ("bao-1", PAPER)))
+        await house.approve(handle, LIGHT)
+        await self.contribute(handle)
+        await self.write("init-offline", handle)
+        asked = await house.ask(name, InitResult.model_validate(await ended(handle)))
+        await house.approve(asked.handle, ("alice", "dave", "erin"))
+        await self.contribute(asked.handle)
+        await self.write("unseal-offline", asked.handle)
+        request = DrillRequest(master_key=name, ceremony=names.new_ceremony_id(name, "drill"), offline_seconds=60)
+        handle = await ceremony_client.start(house.client, "DrillWorkflow", request)
+        await self.contribute(handle)
+        await self.write("drill-offline", handle)
+
+    async def contribute(self, handle: Handle) -> None:
+        """Let erin contribute at her own machine, once she is asked."""
+        status = await eventually(lambda: self._wanted(handle))
+        words = ("contribute", status.ceremony, "--keystore", PAPER, "--yes")
+        child = self.house.stack.background(*words, config="erin")
+        _, err = await asyncio.to_thread(child.communicate, None, 60)
+        if child.returncode:
+            raise subprocess.CalledProcessError(child.returncode, words, stderr=err)
+
+    async def _wanted(self, handle: Handle) -> CeremonyStatus | None:
+        status = await self.house.status(handle)
+        return status if status.wanted and not status.needed else None
 
     async def without_strongroom(self, gates: list[Any]) -> None:
         """Kill the strongroom when somebody stands at the gates, and start it again."""
@@ -165,7 +325,11 @@ async def record(folder: Path) -> None:
             recorder = Recorder(house, folder)
             sss, seal = await recorder.inits()
             await recorder.unseals(sss, seal)
-            await recorder.others(sss)
+            await recorder.reshards(sss)
+            await recorder.others(await recorder.recoveries())
+            await recorder.stops()
+            await recorder.orders(house.fresh_name())
+            await recorder.offline()
         finally:
             house.stop()
 

@@ -110,10 +110,10 @@ async def _unseal(name: str, command: Sequence[str], fd: int | None, deadline_ho
     code, stopped = 0, False
     if child is not None:
         holding = HoldRequest(ceremony=terms.ceremony, master_key=name)
-        stop = await hold(client, holding, child, source)
-        if stop is not None:
-            await acknowledge(client, stop, holding, configuration.path(section.identity))
-        code, stopped = child.returncode, stop is not None
+        heard = await hold(client, holding, child, source)
+        if heard is not None:
+            await acknowledge(client, *heard, configuration.path(section.identity))
+        code, stopped = child.returncode, heard is not None
     data = {
         "ceremony": result.ceremony,
         "master_key": name,

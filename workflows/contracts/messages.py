@@ -479,10 +479,15 @@ class SealRequest(Message):
 
 
 class HoldRequest(Message):
-    """Start of `HoldWorkflow`: a recipient that holds a MasterKey wants to hear of a stop."""
+    """Start of `HoldWorkflow`: a recipient that holds a MasterKey wants to hear of a stop.
+
+    Attributes:
+        turn: how often it has had to begin again.
+    """
 
     ceremony: CeremonyId
     master_key: Name
+    turn: Annotated[int, Field(ge=1)] = 1
 
 
 class CollectRequest(Message):

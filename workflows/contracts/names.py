@@ -69,12 +69,21 @@ def new_ceremony_id(master_key: str, action: Action) -> str:
     return f"{master_key}.{action}.{secrets.token_hex(6)}"
 
 
-HOLD_SUFFIX = "/hold"
+_HOLD = "/hold/"
 
 
-def hold_id(ceremony: str) -> str:
-    """The id of the workflow by which whoever got a MasterKey in this ceremony hears of a stop."""
-    return f"masterkey/{ceremony}{HOLD_SUFFIX}"
+def hold_id(ceremony: str, turn: int = 1) -> str:
+    """The id of a workflow by which whoever got a MasterKey in this ceremony hears of a stop.
+
+    Who has to begin again, because Temporal was lost or somebody sent a stop that was none, takes the next turn.
+    """
+    return f"masterkey/{ceremony}{_HOLD}{turn}"
+
+
+def held_since(workflow: str) -> str | None:
+    """The ceremony that a hold's workflow belongs to, or None if the id is that of something else."""
+    before, mark, _ = workflow.partition(_HOLD)
+    return before.removeprefix("masterkey/") if mark else None
 
 
 def workflow_id(ceremony: str) -> str:
