@@ -58,7 +58,7 @@ _STATES: tuple[tuple[type[MasterKeyError], State], ...] = (
     (CiphertextInvalid, "corrupt"),
     (ApprovalInvalid, "refused"),
 )
-_PATIENCE = timedelta(seconds=20)
+_PATIENCE = timedelta(seconds=15)
 _ATTEMPTS = 2
 
 

@@ -163,6 +163,10 @@ class Opening(Contributing):
         """The keystores that failed and did not serve in the end."""
         return tuple(sorted({self._rows[index] for index in self._errors} - set(self.served_by)))
 
+    def doubt(self, index: int, error: MasterKeyError) -> None:
+        """Ask a shard's keystore last: it did not answer when it was asked before."""
+        self._errors[index] = error
+
     def target_failed(self, error: MasterKeyError) -> None:
         """A keystore failed that is not one of those that are opened; raises it where that cannot pass."""
         raise error

@@ -51,6 +51,7 @@ from workflows.proof import prove_data_key
 DESCRIBE_PATIENCE = timedelta(seconds=30)
 _PROTECT_PATIENCE = timedelta(seconds=90)
 _NOTE_PATIENCE = timedelta(seconds=30)
+_NOTE_PATIENCE_IF_AWAY = timedelta(seconds=5)
 _EXPORT_PATIENCE = timedelta(minutes=2)
 
 
@@ -249,9 +250,21 @@ class Protecting(Contributing):
         )
 
     async def tell_of_commit(
-        self, stored: StoredProtection, proofs: tuple[Signed, ...], keystores: Sequence[str], roster: Roster
+        self,
+        stored: StoredProtection,
+        proofs: tuple[Signed, ...],
+        keystores: Sequence[str],
+        roster: Roster,
+        away: Collection[str] = (),
     ) -> tuple[str, ...]:
         """Tell keystore workers what is in force now, so that they refuse what is older.
+
+        Args:
+            stored: what is in force now.
+            proofs: of all its keystores.
+            keystores: who is told.
+            roster: who they are.
+            away: those that did not answer a moment ago: they are not waited for as long.
 
         Returns:
             Names of those that could not be told; one of the new protection learns it when it next unwraps.
@@ -259,9 +272,10 @@ class Protecting(Contributing):
 
         async def tell(keystore: str) -> str | None:
             request = NoteCommit(keystore=keystore, manifest=stored.manifest, proofs=proofs)
+            patience = _NOTE_PATIENCE_IF_AWAY if keystore in away else _NOTE_PATIENCE
             try:
                 signed = await call_keystore(
-                    names.NOTE_COMMIT, keystore, request, Signed, patience=_NOTE_PATIENCE, attempts=10
+                    names.NOTE_COMMIT, keystore, request, Signed, patience=patience, attempts=10
                 )
                 read_statement(signed, keystore, roster, stored.manifest.digest)
             except MasterKeyError as error:

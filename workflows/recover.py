@@ -35,7 +35,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.contracts.roster import Roster, Strongroom
     from workflows.failures import as_failure
 
-from workflows.assessment import GONE, Assessment
+from workflows.assessment import GONE, USABLE, Assessment
 from workflows.concurrency import gather
 from workflows.opening import source_of
 from workflows.proposal import best_source, propose
@@ -167,7 +167,12 @@ class DisasterRecoveryWorkflow(Resharding):
         self.begin_quorum(plan, source, damaged, roster)
         # Whose shard is gone for good cannot be one of those who release enough of them.
         health = found.of(source)
-        self.exclude([row.index for row in source.stored.shards if health[row.keystore].state in GONE])
+        for row in source.stored.shards:
+            one = health[row.keystore]
+            if one.state in GONE:
+                self.exclude([row.index])
+            elif one.state not in USABLE:
+                self.doubt(row.index, KeystoreUnavailable(f"{row.keystore} was {one.state}", subject=row.keystore))
         return plan, source
 
     def _report(self, active: list[Active]) -> None:

@@ -149,7 +149,8 @@ class Resharding(Opening, Protecting):
         # At once: from here on the old protection may be refused, and the new one must survive the database.
         bundles = await self.export_bundle()
         keystores = [row.keystore for row in stored.shards] + (predecessor.keystores if predecessor else [])
-        not_told = await self.tell_of_commit(stored, proofs, keystores, roster)
+        away = [one.keystore for one in self.health() if one.state == "unreachable"]
+        not_told = await self.tell_of_commit(stored, proofs, keystores, roster, away)
         manifest = Manifest.parse(stored.manifest.document.encode())
         in_force = [manifest, *(one.manifest for one in active if one is not predecessor)]
         retired = f"; epoch {predecessor.manifest.epoch} is retired" if predecessor else ""

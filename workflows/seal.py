@@ -140,7 +140,7 @@ class SealWorkflow(Ceremony):
         except (MasterKeyError, ValidationError) as error:
             reason = error.message if isinstance(error, MasterKeyError) else "the acknowledgement is not signed"
             return HolderTold(workflow=workflow_id, state="refused", detail=reason)
-        self.event(f"ended.{ended.ceremony}", "holder-ended", document=signed.document, signature=signed.signature)
+        self.event(f"ended.{signed.digest[7:19]}", "holder-ended", document=signed.document, signature=signed.signature)
         return HolderTold(workflow=workflow_id, state="ended", detail=recipient.name)
 
 

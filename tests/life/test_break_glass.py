@@ -113,6 +113,8 @@ def laptop(wreck: Wreck) -> None:
     wreck.stack.write_configuration("laptop", {"strongroom": {"identity": "keys/strongroom"}, "keystores": tables})
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_nothing_but_the_bundle_an_hsm_and_a_custodians_own_key_brings_the_masterkey_back(wreck: Wreck) -> None:
     laptop(wreck)
     bundle = wreck.folder / "the-bundle.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +21,14 @@ from tests.world import KEYSTORES, NAMES, World, now
 from workflows.contracts.authority import Authority
 from workflows.contracts.canonical import Signed, decode64, digest, encode64
 from workflows.contracts.documents import DekResponse, Plan, PlanRecipient, SessionAnnouncement, Target, dek_info
-from workflows.contracts.errors import ApprovalInvalid, CiphertextInvalid, ManifestInvalid, MasterKeyError, PlanInvalid
+from workflows.contracts.errors import (
+    ApprovalInvalid,
+    CiphertextInvalid,
+    ConfigurationInvalid,
+    ManifestInvalid,
+    MasterKeyError,
+    PlanInvalid,
+)
 from workflows.contracts.messages import (
     DekAnswer,
     GenerateDataKey,
@@ -299,6 +307,16 @@ def test_a_plan_with_another_age_key_than_the_rosters_is_refused(with_offline: R
     shards = (target.shards[0].model_copy(update={"key_id": "age:sha256:" + "0" * 64}), *target.shards[1:])
     with pytest.raises(ApprovalInvalid, match="names another key of ks-2 than the roster does"):
         with_offline.reshard(stored, target.model_copy(update={"shards": shards}), indexes=(1,))
+
+
+def test_a_strongroom_without_the_library_of_offline_keystores_says_what_to_install(
+    with_offline: Resharding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, stored = with_offline.world, with_offline.protect("seal", 1, 1)
+    monkeypatch.setitem(sys.modules, "activities.keystores.offline", None)
+    with pytest.raises(ConfigurationInvalid) as refused:
+        with_offline.reshard(stored, world.target_over(ALL[1:]), indexes=(1,))
+    assert "offline" in refused.value.diagnostics
 
 
 def test_a_data_key_for_an_offline_shard_is_never_taken_from_outside(with_offline: Resharding) -> None:

@@ -3,7 +3,8 @@
 The SDK's Replayer alone accepts histories with other activity inputs, results and timers than the code would
 make, and histories that are cut short. Here the code runs over the history in production's sandbox, every
 command that it issues is kept, and each is compared with the event it became: activities (type, queue,
-input, time-outs, retries), timers, search attributes, answers to updates, and the end, which must be there.
+input, time-outs, retries), timers, search attributes, answers to updates, signals to other ceremonies, and the
+end, which must be there.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ def _compare(commands: Commands, events: Sequence[HistoryEvent]) -> list[str]:
         *_timers(commands, events),
         *_search_attributes(commands, events),
         *_updates(commands, events),
+        *_signals(commands, events),
         *_end(commands, events[-1]),
     ]
 
@@ -194,6 +196,18 @@ def _updates(commands: Commands, events: Sequence[HistoryEvent]) -> list[str]:
         if e.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_COMPLETED
     ]
     return _differences("answers to updates", {"all": (issued, found)})
+
+
+def _signals(commands: Commands, events: Sequence[HistoryEvent]) -> list[str]:
+    answered = [c.signal_external_workflow_execution for c in _of(commands, "signal_external_workflow_execution")]
+    issued = [(one.workflow_execution.workflow_id, one.signal_name, _data(one.args)) for one in answered]
+    sent = [
+        e.signal_external_workflow_execution_initiated_event_attributes
+        for e in events
+        if e.event_type == EventType.EVENT_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_INITIATED
+    ]
+    found = [(one.workflow_execution.workflow_id, one.signal_name, _data(one.input.payloads)) for one in sent]
+    return _differences("signals to other ceremonies", {"all": (issued, found)})
 
 
 def _end(commands: Commands, last: HistoryEvent) -> list[str]:

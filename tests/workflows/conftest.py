@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
@@ -10,6 +10,7 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 
 from tests.conftest import Installation
+from tests.workflows.crashing import Crashes
 from tests.workflows.gated import GatedHouse
 from tests.workflows.people import House
 
@@ -22,9 +23,25 @@ def house(installation: Installation, client: Client) -> House:
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def gated(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GatedHouse]:
-    """An installation of three keystores whose processes may be killed, and stopped at every activity."""
+    """An installation of four keystores whose processes may be killed, and stopped at every activity."""
     found = GatedHouse.start(tmp_path_factory.mktemp("gated"))
     assert found.stack.temporal is not None
     found.client = await Client.connect(found.stack.temporal.endpoint, data_converter=pydantic_data_converter)
     yield found
     found.stop()
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
+async def learned(gated: GatedHouse) -> Crashes:
+    """The boundaries of all ceremonies, from their own histories."""
+    found = Crashes(gated)
+    await found.learn()
+    return found
+
+
+@pytest.fixture
+def crashes(learned: Crashes) -> Iterator[Crashes]:
+    """Ceremonies to be led to boundaries; whoever stands at one when the test ends is let go."""
+    yield learned
+    learned.open()
+    learned.cases.clear()

@@ -17,7 +17,8 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from typing import Any
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor, Worker
 
-from deploy.emulators.fault_proxy import FaultProxy
+from deploy.emulators.fault_proxy import FaultProxy, Reset, Rule
 from tests.conftest import NAMES
 from tests.workflows.people import House
 from workers import roles
@@ -92,6 +93,10 @@ class Gate:
     def reached(self) -> bool:
         """Whether an activity waits at it."""
         return self.file.with_name(self.file.name + ".reached").exists()
+
+    def close(self) -> None:
+        """Ask for it."""
+        self.file.touch()
 
     def open(self) -> None:
         """Let the activity go on, or take the gate away."""
@@ -173,14 +178,36 @@ class GatedHouse(House):
 
     def gate(self, whose: str, activity_type: str, when: str = "before") -> Gate:
         """Ask for a gate."""
+        gate = Gate(self.gates / f"{whose}.{activity_type}.{when}")
+        gate.close()
+        return gate
+
+    @property
+    def gates(self) -> Path:
+        """Where gates are asked for."""
         assert isinstance(self.stack, GatedStack)
-        file = self.stack.gates / f"{whose}.{activity_type}.{when}"
-        file.touch()
-        return Gate(file)
+        return self.stack.gates
 
     def worker(self, role: str) -> Service:
         """The process of a role."""
         return self.stack.services[role]
+
+    def processes(self, role: str) -> list[str]:
+        """The workers of a role: `keystores` are several."""
+        return [f"keystore-{name}" for name in self.keystores] if role == "keystores" else [role]
+
+    @contextmanager
+    def services_gone(self) -> Iterator[None]:
+        """No keystore's service answers: connections are reset, and the fourth's process is killed."""
+        for proxy in self.proxies:
+            proxy.rule = Reset()
+        self.kill_key_vault()
+        try:
+            yield
+        finally:
+            for proxy in self.proxies:
+                proxy.rule = Rule()
+            self.start_key_vault_again()
 
     def kill(self, *some: str) -> None:
         """SIGKILL workers."""

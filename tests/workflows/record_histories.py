@@ -241,8 +241,8 @@ class Recorder:
             )
             await self.write(kind.lower(), handle)
         ceremony = names.new_ceremony_id(name, "drill")
-        request = DrillRequest(master_key=name, ceremony=ceremony)
-        await self.write("drill", await ceremony_client.start(house.client, "DrillWorkflow", request))
+        drill = DrillRequest(master_key=name, ceremony=ceremony)
+        await self.write("drill", await ceremony_client.start(house.client, "DrillWorkflow", drill))
 
     async def offline(self) -> None:
         """A keystore that erin keeps offline gets a shard, opens it, and proves it."""

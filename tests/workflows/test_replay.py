@@ -21,15 +21,15 @@ from workers import roles
 from workflows.contracts import names
 
 HISTORIES = sorted(FOLDER.glob("*.json"))
-QUICK = ("init-refused", "unseal-seal", "report")
-"""With every kind of event among them."""
+QUICK = ("init-refused", "unseal-seal", "report", "seal", "recover-hopeless")
+"""With every kind of event among them, and short."""
 SAYS_ONLY_THAT_IT_IS_DONE = {
     names.RECORD_PLAN,
     names.RECORD_EVENTS,
     names.STAGE_PROTECTION,
     names.COMMIT_PROTECTION,
     names.CLOSE_CEREMONY,
-    names.NOTE_COMMIT,
+    names.EXECUTE_ORDER,
     names.HOLD_SESSION,
 }
 
@@ -127,6 +127,15 @@ def _search_attribute(event: HistoryEvent) -> bool:
     return True
 
 
+def _signal_sent(event: HistoryEvent) -> bool:
+    return _change(event.signal_external_workflow_execution_initiated_event_attributes.input)
+
+
+def _signal_elsewhere(event: HistoryEvent) -> bool:
+    event.signal_external_workflow_execution_initiated_event_attributes.workflow_execution.workflow_id += "-elsewhere"
+    return True
+
+
 def _update(event: HistoryEvent) -> bool:
     return _change(event.workflow_execution_update_completed_event_attributes.outcome.success)
 
@@ -155,6 +164,7 @@ ISSUED: dict[str, tuple[Alteration, ...]] = {
     "TIMER_STARTED": (_timer,),
     "UPSERT_WORKFLOW_SEARCH_ATTRIBUTES": (_search_attribute,),
     "WORKFLOW_EXECUTION_UPDATE_COMPLETED": (_update,),
+    "SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_INITIATED": (_signal_sent, _signal_elsewhere),
     "WORKFLOW_EXECUTION_COMPLETED": (_result,),
     "WORKFLOW_EXECUTION_FAILED": (_failure, _failure_type, _failure_details),
 }

@@ -1,0 +1,385 @@
+"""Crashes: ceremonies that are led to every boundary of their steps and held there, for something to be killed.
+
+The boundaries come from the ceremonies' own histories: each kind of activity in each phase, before its work, and
+after its work but before its answer. For each of them one ceremony is led there; then something is killed under all
+of them at once, started again, and they are let go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import WorkflowFailureError, WorkflowHistory
+
+from activities.ledger.records import ProtectionRecord
+from tests.workflows.gated import Gate, GatedHouse, wait_for_gates
+from tests.workflows.people import Asked, Handle, clean, ended
+from workers.embedded.stack import CUSTODIANS
+from workflows.contracts import names
+from workflows.contracts.canonical import Signed
+from workflows.contracts.documents import Manifest
+from workflows.contracts.messages import CollectRequest, InitResult, ReshardResult, UnsealResult
+
+Action = Literal["init", "unseal", "reshard", "recover"]
+
+LEDGER = (
+    names.BEGIN_CEREMONY,
+    names.RECORD_PLAN,
+    names.RECORD_EVENTS,
+    names.STAGE_PROTECTION,
+    names.COMMIT_PROTECTION,
+    names.EXPORT_BUNDLE,
+    names.CLOSE_CEREMONY,
+)
+STRONGROOM = (names.OPEN_SESSION, names.HOLD_SESSION, names.PROTECT, names.RELEASE, names.RESHARD)
+_HOLDING_UP_NOBODY = (names.HOLD_SESSION, names.UNWRAP_DATA_KEY)
+"""A ceremony goes on without these: a session is held on the side, and a keystore that is slow is not waited for."""
+_AT_ONCE = 6
+"""So many ceremonies are let go at a time: what is held runs out of time after 15 seconds and more."""
+
+
+def role_of(activity: str) -> str:
+    """Which worker does this."""
+    if activity in LEDGER:
+        return "orchestrator"
+    return "strongroom" if activity in STRONGROOM else "keystores"
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """One side of a step of a ceremony.
+
+    Attributes:
+        late: it comes after custodians were asked.
+        committed: the new protection is in force there.
+    """
+
+    phase: str
+    activity: str
+    late: bool
+    committed: bool
+    when: Literal["before", "after"]
+
+    @property
+    def gate(self) -> str:
+        """The kind of activity, as gates know it: what writes down a phase is told by it."""
+        return f"{self.activity}@{self.phase}" if self.activity == names.RECORD_EVENTS else self.activity
+
+    @property
+    def role(self) -> str:
+        """Which worker does this."""
+        return role_of(self.activity)
+
+    def __str__(self) -> str:
+        return f"{self.when} {self.activity} in {self.phase}"
+
+
+def boundaries_of(history: WorkflowHistory) -> list[Boundary]:
+    """Both sides of every kind of activity in every phase of a ceremony, in order."""
+    found: dict[tuple[str, str, bool], tuple[Boundary, Boundary]] = {}
+    phase, late, committed = "", False, False
+    for event in history.events:
+        kind = EventType.Name(event.event_type).removeprefix("EVENT_TYPE_")
+        if kind == "UPSERT_WORKFLOW_SEARCH_ATTRIBUTES":
+            fields = event.upsert_workflow_search_attributes_event_attributes.search_attributes.indexed_fields
+            phase = json.loads(fields[names.PHASE.name].data) if names.PHASE.name in fields else phase
+        late |= kind in ("WORKFLOW_EXECUTION_SIGNALED", "WORKFLOW_EXECUTION_UPDATE_ACCEPTED")
+        if kind != "ACTIVITY_TASK_SCHEDULED":
+            continue
+        activity = event.activity_task_scheduled_event_attributes.activity_type.name
+        commits = activity == names.COMMIT_PROTECTION
+        before = Boundary(phase, activity, late, committed, "before")
+        after = Boundary(phase, activity, late, committed or commits, "after")
+        found.setdefault((phase, activity, late), (before, after))
+        committed |= commits
+    return [side for both in found.values() for side in both]
+
+
+@dataclass
+class Case:
+    """A ceremony that stands at a boundary.
+
+    Attributes:
+        before: the protection in force when it began, if one.
+        asked: what its recipient holds, of an unseal.
+    """
+
+    name: str
+    action: Action
+    boundary: Boundary
+    handle: Handle
+    gate: Gate
+    ceremony: str
+    before: ProtectionRecord | None = None
+    asked: Asked | None = None
+
+    def __str__(self) -> str:
+        return f"{self.ceremony} held {self.boundary}"
+
+
+@dataclass
+class Crashes:
+    """Ceremonies to be led to boundaries, and MasterKeys for them, which are used again."""
+
+    gated: GatedHouse
+    boundaries: dict[Action, list[Boundary]] = field(default_factory=dict)
+    cases: list[Case] = field(default_factory=list)
+    made: dict[str, InitResult | ReshardResult] = field(default_factory=dict)
+    lost: str = ""
+    _free: list[str] = field(default_factory=list)
+
+    async def learn(self) -> None:
+        """Run every kind of ceremony once, and take the boundaries from their histories."""
+        gated, name = self.gated, self.gated.fresh_name()
+        handle = await gated.start_init(name)
+        await self._quick(handle, CUSTODIANS[:3])
+        self.boundaries["init"] = boundaries_of(await clean(handle))
+        asked = await gated.ask(name, InitResult.model_validate(await ended(handle)))
+        await self._quick(asked.handle, CUSTODIANS[:3])
+        self.boundaries["unseal"] = boundaries_of(await clean(asked.handle))
+        handle = await gated.start_reshard(name, self._others(name))
+        await self._quick(handle, CUSTODIANS[:4])
+        self.boundaries["reshard"] = boundaries_of(await clean(handle))
+        with self.losing(name):
+            handle = await gated.start_recover(name)
+            await self._quick(handle, CUSTODIANS[:4])
+            self.boundaries["recover"] = boundaries_of(await clean(handle))
+
+    async def _quick(self, handle: Handle, who: Sequence[str]) -> None:
+        await self.gated.approve(handle, who[:3])
+        for one in who[3:]:
+            await handle.signal("approve", self.gated.decision(one, await self.gated.plan(handle)))
+        await ended(handle)
+
+    def at(self, action: Action, *roles: str) -> list[Boundary]:
+        """Boundaries of an action; of the activities of these workers, if some are named."""
+        return [one for one in self.boundaries[action] if not roles or one.role in roles]
+
+    @contextmanager
+    def losing(self, name: str) -> Iterator[None]:
+        """Lose the key of a keystore under which a shard of this MasterKey lies; another is made in the end."""
+        shards = self.gated.active(name).shards
+        self.lost = next(one.keystore for one in shards if one.keystore.startswith("bao-"))
+        self.gated.lose(self.lost)
+        try:
+            yield
+        finally:
+            self.gated.make_anew(self.lost)
+            self.lost = ""
+
+    async def masterkeys(self, number: int) -> list[str]:
+        """So many MasterKeys, each 2-of-3 over three of the four keystores."""
+        await self._make(number - len(self._free))
+        taken, self._free = self._free[:number], self._free[number:]
+        return taken
+
+    async def alike(self, number: int) -> str:
+        """Make sure that the next MasterKeys, so many, lie in the same keystores; gives back one of them."""
+        groups: dict[tuple[str, ...], list[str]] = {tuple(self.gated.keystores[:3]): []}
+        for name in self._free:
+            groups.setdefault(tuple(sorted(one.keystore for one in self.gated.active(name).shards)), []).append(name)
+        found = next((group for group in groups.values() if len(group) >= number), None)
+        if found is None:
+            found, self._free = next(iter(groups.values())), []
+            await self._make(number - len(found))
+            found += self._free
+        self._free = [*found, *(name for group in groups.values() for name in group if name not in found)]
+        return self._free[0]
+
+    async def _make(self, number: int) -> None:
+        fresh = [self.gated.fresh_name() for _ in range(number)]
+        for start in range(0, len(fresh), _AT_ONCE):
+            some = fresh[start : start + _AT_ONCE]
+            for name, result in zip(some, await asyncio.gather(*map(self.gated.init, some)), strict=True):
+                self.made[name] = result
+        self._free += fresh
+
+    # --- leading ---------------------------------------------------------------------------------------------
+
+    async def lead(self, action: Action, boundaries: Sequence[Boundary]) -> None:
+        """Lead one ceremony to each boundary, the farthest first."""
+        assert boundaries, "there is no such boundary"
+        masterkeys = await self._masterkeys_for(action, len(boundaries))
+        new = []
+        for name, boundary in zip(masterkeys, reversed(boundaries), strict=True):
+            new.append(await self._start(name, action, boundary))
+        self.cases += new
+        late = [case for case in new if case.boundary.late]
+        for start in range(0, len(late), _AT_ONCE):
+            some = late[start : start + _AT_ONCE]
+            await asyncio.gather(*map(self._push, some))
+            await wait_for_gates([case.gate for case in some])
+        await wait_for_gates([case.gate for case in new])
+
+    async def _masterkeys_for(self, action: Action, number: int) -> list[str]:
+        if action == "init":
+            return [self.gated.fresh_name() for _ in range(number)]
+        if action == "unseal":
+            return await self.masterkeys(1) * number
+        return await self.masterkeys(number)
+
+    async def _start(self, name: str, action: Action, boundary: Boundary) -> Case:
+        gated, ceremony = self.gated, names.new_ceremony_id(name, action)
+        whose = ceremony if action == "unseal" else name
+        # What comes later is asked for only once the ceremony waits for its custodians.
+        gate = Gate(gated.gates / f"{whose}.{boundary.gate}.{boundary.when}")
+        if not boundary.late:
+            gate.close()
+        asked, before = None, None if action == "init" else gated.active(name)
+        if action == "init":
+            handle = await gated.start_init(name, ceremony=ceremony)
+        elif action == "unseal":
+            asked = await gated.ask(name, self.made[name], ceremony=ceremony)
+            handle = asked.handle
+        elif action == "reshard":
+            handle = await gated.start_reshard(name, self._others(name), ceremony=ceremony)
+        else:
+            handle = await gated.start_recover(name, ceremony=ceremony)
+        return Case(name, action, boundary, handle, gate, ceremony, before, asked)
+
+    async def _push(self, case: Case) -> None:
+        await self.gated.reach(case.handle, "quorum", limit=60)
+        await self.gated.idle(case.handle)
+        case.gate.close()
+        await self._approve(case)
+
+    async def _approve(self, case: Case) -> None:
+        plan = await self.gated.plan(case.handle)
+        decisions = [self.gated.decision(who, plan) for who in self._approvers(case)]
+        for one in decisions:
+            await case.handle.signal("approve", one)
+
+    def _approvers(self, case: Case) -> tuple[str, ...]:
+        """Three, with the custodians of what can be opened among them."""
+        first = []
+        if case.before is not None:
+            manifest = Manifest.parse(case.before.manifest.encode())
+            first = [one.custodians[0] for one in manifest.shards if one.binding.keystore != self.lost]
+        return tuple(dict.fromkeys([*first, *CUSTODIANS]))[:3]
+
+    def _others(self, name: str) -> list[str]:
+        """Three keystores, of which one is another than now."""
+        now = [one.keystore for one in self.gated.active(name).shards]
+        return [*now[1:], *(one for one in self.gated.keystores if one not in now)]
+
+    # --- what must be true ------------------------------------------------------------------------------------
+
+    def check_held(self) -> None:
+        """At every boundary exactly one protection is in force: the old one before the commit, the new one after."""
+        for case in self.cases:
+            found = self.gated.ledger.protections(case.name)
+            active = [one.ceremony for one in found if one.status == "active"]
+            old, new = [case.before.ceremony] if case.before else [], [case.ceremony]
+            if case.boundary.activity in _HOLDING_UP_NOBODY:
+                assert active in (old, new), case
+            else:
+                assert active == (new if case.boundary.committed and case.action != "unseal" else old), case
+
+    def open(self) -> None:
+        """Let everybody go on."""
+        for case in self.cases:
+            case.gate.open()
+
+    async def finish(self, *, unsealed: int = 4) -> None:
+        """Every ceremony completes; what it made is in force, once, and opens; its record was written once.
+
+        Args:
+            unsealed: of how many the MasterKey is received; the others are opened by the next ceremony that changes
+                them.
+        """
+        cases, self.cases = self.cases, []
+        for case in cases:
+            if not case.boundary.late:
+                phases = ("quorum", "protecting", "releasing", "reconstructing", "proving", "committing", "done")
+                if (await self.gated.reach(case.handle, *phases, limit=60)).phase == "quorum":
+                    await self._approve(case)
+        wrong = [why for case in cases if (why := await self._outcome(case))]
+        assert wrong == []
+        await self.collect()
+        for case in cases:
+            self._recorded_once(case)
+        changed = [case for case in cases if case.action != "unseal"]
+        for case in changed[:: max(1, len(changed) // unsealed)]:
+            await self.unseal(case)
+        self.gated.ledger.verify_chain()
+        self._free += dict.fromkeys(case.name for case in cases)
+
+    async def _outcome(self, case: Case) -> str:
+        try:
+            result: Any = await ended(case.handle, 120)
+        except WorkflowFailureError as error:
+            return f"{case}: {error.cause}"
+        await clean(case.handle, killed=True)
+        if case.asked is not None:
+            received = self.gated.receive(case.asked, UnsealResult.model_validate(result), self.made[case.name])
+            assert len(received) == 32
+            return ""
+        kind = InitResult if case.action == "init" else ReshardResult
+        made = kind.model_validate(result)
+        if case.before is not None:
+            assert made.kcv == case.before.kcv
+        self.made[case.name] = made
+        return ""
+
+    async def collect(self) -> None:
+        """Collect what nobody needs, at once."""
+        await asyncio.sleep(1.1)
+        handle = await self.gated.client.start_workflow(
+            "CollectWorkflow",
+            CollectRequest(grace_seconds=0),
+            id=names.new_ceremony_id("collect", "drill"),
+            task_queue=names.ORCHESTRATOR_QUEUE,
+        )
+        await ended(handle)
+
+    def _recorded_once(self, case: Case) -> None:
+        """One active protection, nothing staged, the ceremony closed, and every event once."""
+        ledger = self.gated.ledger
+        found = ledger.protections(case.name)
+        active = [one for one in found if one.status == "active"]
+        assert len(active) == 1, case
+        assert (active[0].digest, active[0].kcv) == (self.made[case.name].manifest.digest, self.made[case.name].kcv)
+        assert {one.status for one in found} <= {"active", "retired"}, case
+        assert ledger.ceremony(case.ceremony).outcome == "done"
+        events = ledger.events(ceremony=case.ceremony)
+        assert max(Counter(event.key for event in events).values()) == 1
+        kinds = Counter(event.type for event in events)
+        committed = 0 if case.action == "unseal" else 1
+        for kind in ("ceremony-opened", "ceremony-closed"):
+            assert kinds[kind] == 1, (case, kind)
+        assert kinds["protection-committed"] == committed, case
+        if committed:
+            proven = {json.loads(event.body)["keystore"] for event in events if event.type == "data-key-proven"}
+            assert proven >= {one.keystore for one in active[0].shards}, case
+
+    def in_force(self, case: Case) -> InitResult:
+        """What tells of the protection in force at this moment, and the KCV that its recipient had pinned before."""
+        active = self.gated.active(case.name)
+        assert case.before is not None
+        return InitResult(
+            ceremony=active.ceremony,
+            master_key=case.name,
+            kcv=case.before.kcv,
+            manifest=Signed(document=active.manifest, signature=active.signature),
+            approved_by=(),
+            attempt=active.attempt,
+        )
+
+    def spare(self, case: Case) -> str:
+        """The keystore in which the protection that was in force at the beginning has no shard."""
+        used = {one.keystore for one in (case.before or self.gated.active(case.name)).shards}
+        return next(one for one in self.gated.keystores if one not in used)
+
+    async def unseal(self, case: Case, made: InitResult | ReshardResult | None = None) -> None:
+        """Receive the MasterKey; its KCV is checked."""
+        manifest = Manifest.parse(self.gated.active(case.name).manifest.encode())
+        custodians = [one.custodians[0] for one in manifest.shards]
+        received = await self.gated.unseal(case.name, made or self.made[case.name], custodians)
+        assert len(received) == 32
