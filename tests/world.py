@@ -66,6 +66,12 @@ def now() -> datetime:
     return seconds(datetime.now(UTC))
 
 
+def acting(plan: Plan, action: Action, **changes: Any) -> Plan:
+    """A plan with another action, and a ceremony id that fits it."""
+    ceremony = f"{changes.get('master_key', plan.master_key)}.{action}.{plan.ceremony.rpartition('.')[2]}"
+    return plan.model_copy(update={"action": action, "ceremony": ceremony, **changes})
+
+
 class MemoryKeystore:
     """A keystore in memory, with a real AES-GCM key: for tests of what stands around keystores."""
 
@@ -255,7 +261,7 @@ class World:
 
     def order_plan(self, action: Action, about: StoredProtection | Sequence[str], **changes: Any) -> Plan:
         """A plan to retire or destroy a protection, or to lift stops, given by their digests."""
-        fields = {"ceremony": f"eu10.{action}.0123456789ab", **changes}
+        fields = {"ceremony": f"{changes.get('master_key', 'eu10')}.{action}.0123456789ab", **changes}
         if isinstance(about, StoredProtection):
             return self._plan_about(about, **{"action": action, **fields})
         return self.init_plan(None, **{"action": action, "stops": tuple(about), **fields})

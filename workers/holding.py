@@ -21,7 +21,7 @@ from activities.strongroom.process import Pool
 from workers import ceremony_client
 from workers.cli.output import say
 from workflows.contracts import names
-from workflows.contracts.authority import check_stop
+from workflows.contracts.authority import CLOCK_SKEW, check_stop
 from workflows.contracts.canonical import Signed, seconds
 from workflows.contracts.documents import Stop
 from workflows.contracts.errors import ApprovalInvalid
@@ -47,7 +47,8 @@ async def hold(
     """
     ended = asyncio.create_task(asyncio.to_thread(child.wait))
     turns: list[HoldRequest] = []
-    heard = asyncio.create_task(_listen(client, request, source, turns))
+    since = datetime.now(UTC)
+    heard = asyncio.create_task(_listen(client, request, source, turns, since))
     await asyncio.wait([ended, heard], return_when=asyncio.FIRST_COMPLETED)
     if not heard.done():
         heard.cancel()
@@ -94,7 +95,9 @@ def _id(request: HoldRequest) -> str:
     return names.hold_id(request.ceremony, request.turn)
 
 
-async def _listen(client: Client, request: HoldRequest, source: RosterSource, turns: list[HoldRequest]) -> Stop:
+async def _listen(
+    client: Client, request: HoldRequest, source: RosterSource, turns: list[HoldRequest], since: datetime
+) -> Stop:
     while True:
         turns.append(request.model_copy(update={"turn": len(turns) + 1}))
         try:
@@ -108,11 +111,14 @@ async def _listen(client: Client, request: HoldRequest, source: RosterSource, tu
             await asyncio.sleep(_AGAIN_SECONDS)
             continue
         try:
-            stop, _ = check_stop(source.load().current, result.stop, None)
+            stop, _ = check_stop(source.load().current, result.stop, datetime.now(UTC))
             if stop.master_key != request.master_key:
                 raise ApprovalInvalid("it is of another MasterKey")
+            if stop.issued < since - CLOCK_SKEW:
+                # One in force would have kept the keystores from serving: it was lifted, and somebody sends it again.
+                raise ApprovalInvalid("it is older than this release")
         except ApprovalInvalid as error:
-            say(f"somebody sent a stop that no custodian signed: {error.message}; it is ignored")
+            say(f"somebody sent a stop that does not count: {error.message}; it is ignored")
             await asyncio.sleep(_AGAIN_SECONDS)
             continue
         return stop

@@ -30,15 +30,15 @@ with workflow.unsafe.imports_passed_through():
     from workflows.contracts.roster import Roster
 
 from workflows.concurrency import gather
-from workflows.contributing import Contributing
 from workflows.proof import prove_data_key
+from workflows.protecting import Protecting
 
 _PATIENCE = timedelta(seconds=60)
 _ATTEMPTS = 3
 
 
 @workflow.defn
-class DrillWorkflow(Contributing):
+class DrillWorkflow(Protecting):
     """One drill of all active protections of one MasterKey."""
 
     @workflow.init
@@ -47,6 +47,7 @@ class DrillWorkflow(Contributing):
         super().__init__(request.ceremony or own, "drill", request.master_key)
         self._offline_patience = timedelta(0)
         self._proven: dict[tuple[str, int], datetime] = {}
+        self._words: dict[tuple[str, int], Signed] = {}
 
     @workflow.run
     async def run(self, request: DrillRequest) -> DrillResult:
@@ -57,7 +58,10 @@ class DrillWorkflow(Contributing):
     async def _drill(self) -> DrillResult:
         begun = await self.begin(all_active=True)
         roster = Roster.parse(begun.roster.encode())
-        self._proven = {(one.manifest, one.index): one.at for one in begun.proofs}
+        for one in begun.proofs:
+            self._proven[one.manifest, one.index] = one.at
+            if one.proof is not None:
+                self._words[one.manifest, one.index] = one.proof
         for stored in begun.active:
             self.know_offline(roster, [row.keystore for row in stored.shards])
         await self.enter("drilling")
@@ -78,6 +82,7 @@ class DrillWorkflow(Contributing):
     async def _protection(self, stored: StoredProtection, roster: Roster) -> ProtectionHealth:
         manifest = Manifest.parse(stored.manifest.document.encode())
         shards = await gather([self._shard(stored, manifest, row.index, roster) for row in stored.shards])
+        not_told = await self._tell_again(stored, [shard.keystore for shard in shards if not shard.opens], roster)
         return ProtectionHealth(
             manifest=stored.manifest.digest,
             purpose=manifest.purpose,
@@ -85,7 +90,17 @@ class DrillWorkflow(Contributing):
             threshold=manifest.threshold,
             shards=tuple(shards),
             spare=sum(shard.opens for shard in shards) - manifest.threshold,
+            not_told=not_told,
         )
+
+    async def _tell_again(self, stored: StoredProtection, away: list[str], roster: Roster) -> tuple[str, ...]:
+        """Tell every keystore worker of the roster what is in force: one that missed it serves an older one still."""
+        places = [(stored.manifest.digest, row.index) for row in stored.shards]
+        if any(place not in self._words for place in places):
+            return ()
+        proofs = tuple(self._words[place] for place in places)
+        everybody = [one.name for one in roster.keystores]
+        return await self.tell_of_commit(stored, proofs, everybody, roster, away)
 
     async def _shard(self, stored: StoredProtection, manifest: Manifest, index: int, roster: Roster) -> ShardHealth:
         row, described = stored.shards[index - 1], manifest.shards[index - 1]
@@ -113,6 +128,7 @@ class DrillWorkflow(Contributing):
                 return _health(row, opens=True, offline=True, proven=proven, detail=error.diagnostics)
             return _health(row, opens=False, error=type(error).__name__, detail=error.diagnostics, proven=proven)
         self.progress(row.keystore, "answered")
+        self._words[stored.manifest.digest, index] = signed
         self.event(
             f"proven.{stored.manifest.digest[7:19]}.{index}",
             "data-key-proven",

@@ -7,7 +7,7 @@ with those proofs in hand, are keystore workers told to refuse what was in force
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 
 from temporalio import workflow
@@ -267,7 +267,7 @@ class Protecting(Contributing):
             away: those that did not answer a moment ago: they are not waited for as long.
 
         Returns:
-            Names of those that could not be told; one of the new protection learns it when it next unwraps.
+            Names of those that could not be told; the next drill tells them.
         """
 
         async def tell(keystore: str) -> str | None:
@@ -280,7 +280,7 @@ class Protecting(Contributing):
                 read_statement(signed, keystore, roster, stored.manifest.digest)
             except MasterKeyError as error:
                 self.event(
-                    f"not-noted.{keystore}",
+                    f"not-noted.{stored.manifest.digest[7:19]}.{keystore}",
                     "commit-not-noted",
                     keystore=keystore,
                     error=type(error).__name__,

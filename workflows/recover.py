@@ -20,6 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.contracts.errors import (
         ApprovalInvalid,
         CeremonyEnded,
+        KeystoreUnavailable,
         MasterKeyError,
         NotKnown,
         PlanInvalid,

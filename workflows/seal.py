@@ -133,7 +133,9 @@ class SealWorkflow(Ceremony):
             signed = Signed.model_validate(self._acknowledged[workflow_id].get("ended"))
             ended, signer = open_signed(Ended, signed)
             recipient = roster.recipient(signer)
-            if recipient is None or names.held_since(workflow_id) != ended.ceremony:
+            ours = (names.held_since(workflow_id), self.master_key)
+            enrolled = recipient is not None and self.master_key in recipient.master_keys
+            if recipient is None or not enrolled or ours != (ended.ceremony, ended.master_key):
                 raise ApprovalInvalid("the acknowledgement is not that recipient's")
             if ended.stop != self._request.stop.digest:
                 raise ApprovalInvalid("the acknowledgement is of another stop")

@@ -82,14 +82,16 @@ def last_proofs(ledger: Ledger, master_key: str, protections: list[ProtectionRec
     for event in ledger.newest_events(master_key, "data-key-proven", limit=_LOOKED_AT):
         if not missing:
             break
+        body = json.loads(event.body)
         try:
-            answer = CheckResponse.parse(str(json.loads(event.body).get("document", "")).encode())
+            answer = CheckResponse.parse(str(body.get("document", "")).encode())
         except ApprovalInvalid:
             # A recipient of this list asks for proofs anew where it has none.
             continue
         if answer.matches and (shard := (answer.manifest, answer.index)) in missing:
             missing.remove(shard)
-            found.append(LastProof(manifest=answer.manifest, index=answer.index, at=answer.time))
+            proof = Signed(document=str(body["document"]), signature=str(body.get("signature", "")))
+            found.append(LastProof(manifest=answer.manifest, index=answer.index, at=answer.time, proof=proof))
     return tuple(sorted(found, key=lambda proof: (proof.manifest, proof.index)))
 
 

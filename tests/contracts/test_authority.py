@@ -11,7 +11,7 @@ import pytest
 
 from activities.strongroom.hpke import PrivateKey
 from tests.strongroom.test_session import Ceremony, manifest_of
-from tests.world import NAMES, World, now
+from tests.world import NAMES, World, acting, now
 from workflows.contracts.authority import (
     CLOCK_SKEW,
     MAXIMUM_CEREMONY,
@@ -204,12 +204,20 @@ def test_a_plan_that_releases_protects_nothing_and_the_other_way_round(
     world, request = ceremony.world, ceremony.world.request(stored, PrivateKey().public_key)
     signed = world.recipient.sign(request)
     both = world.unseal_plan(stored, request, target=world.target())
-    for plan in (both, both.model_copy(update={"action": "init"}), world.init_plan(world.target())):
+    for plan in (both, acting(both, "init"), world.init_plan(world.target())):
         with pytest.raises(ApprovalInvalid, match="releases nothing to a recipient"):
             check_release(world.chain, world.authority(plan, NAMES, signed), stored.manifest, now())
     for plan in (both, world.unseal_plan(stored, request)):
         with pytest.raises(ApprovalInvalid, match="protects nothing"):
             check_protect(world.chain, world.authority(plan, NAMES), now())
+
+
+@pytest.mark.parametrize("ceremony_id", ["eu11.init.0123456789ab", "eu10.unseal.0123456789ab"])
+def test_a_ceremonys_id_is_of_its_masterkey_and_its_action(ceremony: Ceremony, ceremony_id: str) -> None:
+    world = ceremony.world
+    plan = world.init_plan(world.target(), ceremony=ceremony_id)
+    with pytest.raises(ApprovalInvalid, match="is not one to init eu10"):
+        check_protect(world.chain, world.authority(plan, NAMES), now())
 
 
 def test_a_plan_lives_no_longer_than_a_ceremony_may(ceremony: Ceremony) -> None:

@@ -141,10 +141,10 @@ def test_nothing_but_the_bundle_an_hsm_and_a_custodians_own_key_brings_the_maste
     eventually(lambda: told("recover eu10: quorum"), 90)
     for name in ("bob", "dave", "erin"):
         approved = wreck.run("client", temporal, "approve", ceremony, "--key", wreck.key(name), "--yes")
-        out, err = approved.communicate(timeout=60)
+        _, err = approved.communicate(timeout=60)
         assert approved.returncode == 0, err
     contribution = wreck.run("erin", temporal, "contribute", ceremony, "--keystore", PAPER, "--yes")
-    out, err = contribution.communicate(timeout=120)
+    _, err = contribution.communicate(timeout=120)
     assert contribution.returncode == 0, err
     assert child.wait(timeout=120) == 0, "".join(said)
     result = json.loads(child.stdout.read()) if child.stdout else {}

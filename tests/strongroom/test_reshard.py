@@ -17,7 +17,7 @@ from activities.strongroom import envelope, session, shamir
 from activities.strongroom.datakeys import Session
 from activities.strongroom.hpke import PrivateKey, encrypt_to
 from tests.strongroom.test_session import Ceremony, manifest_of, resigned
-from tests.world import KEYSTORES, NAMES, World, now
+from tests.world import KEYSTORES, NAMES, World, acting, now
 from workflows.contracts.authority import Authority
 from workflows.contracts.canonical import Signed, decode64, digest, encode64
 from workflows.contracts.documents import DekResponse, Plan, PlanRecipient, SessionAnnouncement, Target, dek_info
@@ -443,7 +443,7 @@ BAD_PLANS: dict[str, tuple[Callable[[Plan], Plan], type[MasterKeyError], str]] =
         ApprovalInvalid,
         ABOUT_ANOTHER,
     ),
-    "another MasterKey": (plan_with(master_key="eu11"), ApprovalInvalid, ABOUT_ANOTHER),
+    "another MasterKey": (lambda p: acting(p, "reshard", master_key="eu11"), ApprovalInvalid, ABOUT_ANOTHER),
     "a recipient": (plan_with(recipient=NOBODY), ApprovalInvalid, "protects nothing"),
     "stops": (plan_with(stops=(OTHER,)), ApprovalInvalid, "names stops"),
     "the epoch of the source": (target_with(epoch=1), PlanInvalid, "does not follow epoch 1"),
@@ -470,9 +470,9 @@ BAD_PLANS: dict[str, tuple[Callable[[Plan], Plan], type[MasterKeyError], str]] =
         ApprovalInvalid,
         "longer than",
     ),
-    "the action of an init": (plan_with(action="init"), ApprovalInvalid, "releases nothing|only the creation"),
-    "the action of a release": (plan_with(action="unseal"), ApprovalInvalid, "(releases|protects) nothing"),
-    "the action of a retirement": (plan_with(action="retire"), ApprovalInvalid, "(releases|protects) nothing"),
+    "the action of an init": (lambda p: acting(p, "init"), ApprovalInvalid, "releases nothing|only the creation"),
+    "the action of a release": (lambda p: acting(p, "unseal"), ApprovalInvalid, "(releases|protects) nothing"),
+    "the action of a retirement": (lambda p: acting(p, "retire"), ApprovalInvalid, "(releases|protects) nothing"),
     "no source": (plan_with(source=None), ApprovalInvalid, "only the creation"),
     "no target": (plan_with(target=None), ApprovalInvalid, "protects nothing"),
 }
@@ -791,7 +791,7 @@ def test_approvals_of_a_reshard_are_none_of_a_recovery_or_of_another_target(cere
     approved = world.reshard_plan(stored, world.target_over(ALL[:3]))
     signed = world.authority(approved, NAMES).approvals
     others = {
-        "a recovery": approved.model_copy(update={"action": "recover"}),
+        "a recovery": acting(approved, "recover"),
         "another keystore": world.reshard_plan(stored, world.target_over(ALL[1:4])),
         "another mode": world.reshard_plan(stored, world.target_over(ALL[:3], "seal", 1)),
         "another threshold": world.reshard_plan(stored, world.target_over(ALL[:3], threshold=3)),

@@ -56,7 +56,7 @@ Made = InitResult | ReshardResult
 """What tells of a protection that was made."""
 
 
-async def eventually(found: Callable[[], Awaitable[T | None]], limit: float = 30.0, pause: float = 0.05) -> T:
+async def eventually(found: Callable[[], Awaitable[T | None]], limit: float = 30.0, pause: float = 0.1) -> T:
     """Ask until the answer is not None or false; fails after so many seconds."""
     deadline = time.monotonic() + limit
     while True:

@@ -129,7 +129,7 @@ async def _status(name: str | None) -> None:
         }
         for manifest, entry in found
     ]
-    stops = [_stop(signed, chain.current) for signed in report.stops]
+    stops = [describe_stop(signed, chain.current) for signed in report.stops]
     running = [entry.model_dump() for entry in report.ceremonies if not entry.outcome]
 
     def text() -> None:
@@ -175,11 +175,12 @@ async def _status(name: str | None) -> None:
     )
 
 
-def _stop(signed: Signed, roster: Roster) -> dict[str, str]:
+def describe_stop(signed: Signed, roster: Roster) -> dict[str, str]:
     """A stop in force, in words; who ordered it may have left since."""
     from workflows.contracts.authority import check_stop
     from workflows.contracts.documents import Stop
 
+    # Its digest is what a lift names, so what it says need not be believed to be shown.
     stop = Stop.parse(signed.document.encode())
     try:
         who = check_stop(roster, signed, None)[1]

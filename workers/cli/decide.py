@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -161,6 +162,8 @@ async def _say_difference(document: bytes) -> None:
     from workflows.contracts.documents import Approval
 
     plan = Approval.parse(document).plan
+    if plan.stops is not None:
+        await _say_stops(plan.master_key, plan.stops)
     if plan.target is None or plan.source is None:
         return
     before = None
@@ -174,6 +177,23 @@ async def _say_difference(document: bytes) -> None:
     say("\n  what changes:")
     for line in difference(before, plan.target):
         say(f"    {line}")
+
+
+async def _say_stops(master_key: str, digests: Sequence[str]) -> None:
+    """Who ordered the stops that a plan lifts, and why."""
+    from workers import ceremony_client
+    from workers.cli.ceremonies import describe_stop
+    from workers.connection import connect
+    from workflows.contracts.messages import ReportRequest
+
+    roster = OPTIONS.load().roster_source().load().current
+    report = await ceremony_client.report(await connect(), ReportRequest(kind="status", master_key=master_key))
+    known = {signed.digest: describe_stop(signed, roster) for signed in report.stops}
+    say("\n  these stops are lifted:")
+    for digest in digests:
+        told = known.get(digest)
+        words = f"{told['ordered_by']}, {told['issued']}: {told['reason'] or 'no reason given'}" if told else "UNKNOWN"
+        say(f"    {words}  ({digest})")
 
 
 def _render(document: bytes) -> str:

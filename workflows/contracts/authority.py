@@ -449,6 +449,8 @@ def parse_plan(text: str) -> Plan:
 
 def _plan(chain: RosterChain, authority: Authority, now: datetime) -> Plan:
     plan = parse_plan(authority.plan)
+    if not plan.ceremony.startswith(f"{plan.master_key}.{plan.action}."):
+        raise ApprovalInvalid(f"ceremony {plan.ceremony} is not one to {plan.action} {plan.master_key}")
     if plan.roster != chain.digest:
         raise ApprovalInvalid(
             f"the plan was made under another roster than this host's version {chain.current.number}",

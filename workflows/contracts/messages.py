@@ -210,11 +210,12 @@ class BeginCeremony(Message):
 
 
 class LastProof(Message):
-    """When a keystore last proved that it can give back the data key of a shard."""
+    """When a keystore last proved that it can give back the data key of a shard, and its words."""
 
     manifest: str
     index: Index
     at: Time
+    proof: Signed | None = None
 
 
 class Begun(Message):
@@ -762,6 +763,7 @@ class ProtectionHealth(Message):
 
     Attributes:
         spare: how many more keystores may fail before it is unrecoverable; negative when it is.
+        not_told: keystore workers that could not be told again that this is what is in force.
     """
 
     manifest: str
@@ -770,6 +772,7 @@ class ProtectionHealth(Message):
     threshold: int
     shards: tuple[ShardHealth, ...]
     spare: int
+    not_told: tuple[str, ...] = ()
 
 
 class DrillResult(Message):
