@@ -42,6 +42,7 @@ from workflows.contracts.errors import (
 from workflows.contracts.messages import (
     CeremonyStatus,
     ChangedPlan,
+    Collected,
     CollectRequest,
     DrillRequest,
     HoldRequest,
@@ -330,6 +331,19 @@ async def ask_keystores(client: Client, chain: RosterChain) -> Served:
                 epochs[purpose] = max(epoch, epochs.get(purpose, 0))
             served[entry.master_key] = (kcv or entry.kcv, epochs)
     return Served(served, tuple(sorted(answered)), tuple(sorted(set(keystores) - set(answered))))
+
+
+async def collect(client: Client) -> Collected:
+    """Collect now, without grace, what the schedule collects every hour."""
+    done: Collected = await client.execute_workflow(
+        "CollectWorkflow",
+        CollectRequest(grace_seconds=0),
+        id=f"{_COLLECTOR}/now-{secrets.token_hex(6)}",
+        task_queue=names.ORCHESTRATOR_QUEUE,
+        result_type=Collected,
+        execution_timeout=timedelta(minutes=2),
+    )
+    return done
 
 
 async def schedule_collector(client: Client) -> None:

@@ -65,7 +65,7 @@ class Material:
     terms: SessionTerms
     authority: Authority
     stored: StoredProtection
-    keystore: datakey.KeystoreTerms
+    keystore: desk.KeystoreTerms
 
     @classmethod
     def make(cls, unseals: Unseals, name: str) -> Material:
@@ -127,7 +127,7 @@ class Material:
         """The work of the session."""
         deks = (DekAnswer.model_validate_json(answer),)
         work = Release(session=self.terms.session, authority=self.authority, protection=self.stored, deks=deks)
-        return _frame(session.ProtectOrRelease(release=work))
+        return _frame(session.SessionWork(release=work))
 
 
 def _frame(message: Message) -> bytes:

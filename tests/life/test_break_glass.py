@@ -90,9 +90,9 @@ def wreck(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wreck]:
         for service in stack.services.values():
             service.kill()
         for name in CLOUDS:
-            service = stack.keystores[name].service
-            assert service is not None
-            service.kill()
+            emulated = stack.keystores[name].service
+            assert emulated is not None
+            emulated.kill()
         assert stack.temporal is not None
         stack.temporal.kill()
         for path in ("temporal", "bundles", "state"):

@@ -69,6 +69,7 @@ def bring_back(installation: Installation, bundle: Path, *words: str) -> tuple[i
     return child.returncode, json.loads(out)
 
 
+@pytest.mark.slow
 def test_the_database_is_lost_and_comes_back_from_the_bundle_that_was_written_at_the_last_commit(
     wreck: Installation,
 ) -> None:
@@ -91,6 +92,7 @@ def test_the_database_is_lost_and_comes_back_from_the_bundle_that_was_written_at
     assert bring_back(wreck, bundle)[1]["added"] == 0
 
 
+@pytest.mark.slow
 def test_temporal_and_its_histories_are_lost_and_nothing_else_is(wreck: Installation) -> None:
     name = wreck.fresh_name()
     made = wreck.init(name, "seal", count=2)
@@ -99,6 +101,7 @@ def test_temporal_and_its_histories_are_lost_and_nothing_else_is(wreck: Installa
     assert wreck.stack.masterkey("drill", name)["healthy"] is True
 
 
+@pytest.mark.slow
 def test_both_are_lost(wreck: Installation) -> None:
     name = wreck.fresh_name()
     made = wreck.init(name)
@@ -110,6 +113,7 @@ def test_both_are_lost(wreck: Installation) -> None:
     assert f"32 {made['kcv']}" in unseal(wreck, name, QUORUM)[1]
 
 
+@pytest.mark.slow
 def test_a_bundle_from_before_a_reshard_or_a_stop_is_noticed_by_what_the_keystores_remember(
     wreck: Installation,
 ) -> None:

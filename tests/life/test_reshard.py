@@ -66,6 +66,7 @@ def test_an_sss_masterkey_moves_to_other_keystores_and_numbers(installation: Ins
 
 
 @pytest.mark.parametrize("to", ["seal", "sss"])
+@pytest.mark.slow
 def test_a_masterkey_changes_its_mode(installation: Installation, to: str) -> None:
     name = installation.fresh_name()
     made = installation.init(name) if to == "seal" else installation.init(name, "seal", count=2)
@@ -76,3 +77,37 @@ def test_a_masterkey_changes_its_mode(installation: Installation, to: str) -> No
     answer, said = unseal(installation, name, ["alice", "bob", "carol"] if to == "sss" else [])
     assert f"32 {made['kcv']}" in said
     assert bool(answer["approved_by"]) == (to == "sss")
+
+
+@pytest.mark.slow
+def test_a_keystore_that_missed_the_commit_is_told_by_the_next_drill(installation: Installation) -> None:
+    name = installation.fresh_name()
+    installation.init(name, "seal", count=2)
+    remembered = installation.folder / "state" / "bao-1" / "state.json"
+    before = remembered.read_bytes()
+    change(installation, "reshard", name, ["alice", "bob", "carol"], "--keystore", "bao-2", "--keystore", "bao-3")
+    assert json.loads(remembered.read_bytes())["master_keys"][name]["epochs"] == {"primary": 2}
+    # As if its worker had been down then: it would still serve what was retired.
+    remembered.write_bytes(before)
+    drilled = installation.stack.masterkey("drill", name)
+    assert [one["not_told"] for one in drilled["protections"]] == [[]]
+    assert json.loads(remembered.read_bytes())["master_keys"][name]["epochs"] == {"primary": 2}
+
+
+@pytest.mark.slow
+def test_what_was_retired_is_destroyed_by_the_quorum_and_by_the_collector(installation: Installation) -> None:
+    name = installation.fresh_name()
+    installation.init(name, "seal", count=2)
+    change(installation, "reshard", name, ["alice", "bob", "carol"])
+    change(installation, "reshard", name, ["alice", "bob", "carol"], "--retention-hours", "0")
+    found = {one["epoch"]: one for one in installation.stack.masterkey("status", name)["protections"]}
+    assert [found[epoch]["status"] for epoch in (1, 2, 3)] == ["retired", "retired", "active"]
+    assert (found[1]["destroy_after"], bool(found[2]["destroy_after"])) == (None, True)
+    child = installation.stack.background("destroy", name, "--epoch", "3")
+    assert json.loads(child.communicate(timeout=60)[0])["error"] == "PlanInvalid"
+    told = change(installation, "destroy", name, ["alice", "bob", "carol"], "--epoch", "1")
+    assert {one["keystore"] for one in told["old_keys"]} == {"bao-1", "bao-2"}
+    installation.stack.masterkey("ledger", "collect")
+    found = {one["epoch"]: one["status"] for one in installation.stack.masterkey("status", name)["protections"]}
+    assert found == {1: "destroyed", 2: "destroyed", 3: "active"}
+    unseal(installation, name, [])

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import pytest
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.identity import Identity
 from tests.conftest import Installation
 from tests.life.test_reshard import approve_waiting, change, unseal
 from tests.support import eventually
+from workflows.contracts import names
+from workflows.contracts.canonical import seconds
+from workflows.contracts.documents import Stop
 
 HOLD_ON = (
     "import os, pathlib, sys, time; os.read(int(os.environ['MASTERKEY_FD']), 64);"
@@ -16,7 +28,7 @@ HOLD_ON = (
 )
 
 
-def stop(installation: Installation, name: str, who: str = "erin", *words: str) -> tuple[int, dict[str, object]]:
+def stop(installation: Installation, name: str, who: str = "erin", *words: str) -> tuple[int, dict[str, Any]]:
     """Let a custodian order a stop; the exit code and the answer."""
     key = str(installation.folder / "keys" / who)
     child = installation.stack.background(
@@ -69,15 +81,16 @@ def test_a_stop_ends_programs_and_running_unseals_and_only_the_quorum_lifts_it(
     assert f"32 {made['kcv']}" in unseal(installation, name, ["alice", "bob", "carol"])[1]
 
 
+@pytest.mark.slow
 def test_who_cannot_be_told_is_named_with_the_keys_to_disable_by_hand(installation: Installation) -> None:
     name = installation.fresh_name()
     installation.init(name, "seal", count=2)
     service = installation.stack.services["keystores"]
-    service.signal_group(__import__("signal").SIGSTOP)
+    service.signal_group(signal.SIGSTOP)
     try:
         code, told = stop(installation, name, "alice", "--patience", "3")
     finally:
-        service.signal_group(__import__("signal").SIGCONT)
+        service.signal_group(signal.SIGCONT)
     assert code == 1
     by_name = {one["keystore"]: one for one in told["keystores"]}
     assert not any(one["acknowledged"] for one in by_name.values())
@@ -88,6 +101,7 @@ def test_who_cannot_be_told_is_named_with_the_keys_to_disable_by_hand(installati
     change(installation, "seal", name, ["alice", "bob", "carol"], "--lift")
 
 
+@pytest.mark.slow
 def test_a_stop_by_nobody_is_refused_and_one_of_another_masterkey_changes_nothing(installation: Installation) -> None:
     name = installation.fresh_name()
     installation.init(name, "seal", count=1)
@@ -97,3 +111,48 @@ def test_a_stop_by_nobody_is_refused_and_one_of_another_masterkey_changes_nothin
     installation.init(other, "seal", count=1)
     stop(installation, other)
     unseal(installation, name, [])
+
+
+@pytest.mark.slow
+async def test_a_stop_that_was_ordered_before_the_release_or_by_nobody_ends_no_program(
+    installation: Installation, client: Client, tmp_path: Path
+) -> None:
+    name = installation.fresh_name()
+    installation.init(name, "seal", count=1)
+    holder = installation.stack.background(
+        "unseal", name, "--exec", "--", sys.executable, "-c", HOLD_ON, str(tmp_path / "pid")
+    )
+    await asyncio.to_thread(eventually, (tmp_path / "pid").exists)
+    entries = installation.stack.masterkey("ceremony", "list", "--all")["ceremonies"]
+    ceremony = next(e["ceremony"] for e in entries if (e["master_key"], e["action"]) == (name, "unseal"))
+    for turn, (who, age) in enumerate((("alice", timedelta(hours=1)), ("recipient", timedelta(0))), start=1):
+        signer = Identity.load(installation.folder / "keys" / who)
+        order = Stop(
+            master_key=name,
+            ceremony=names.new_ceremony_id(name, "seal"),
+            reason="replayed",
+            custodian=signer.fingerprint,
+            issued=seconds(datetime.now(UTC)) - age,
+        )
+        handle = client.get_workflow_handle(names.hold_id(ceremony, turn))
+        await until_running(handle)
+        await handle.signal("stop", signer.sign(order))
+    await until_running(client.get_workflow_handle(names.hold_id(ceremony, 3)))
+    assert holder.poll() is None
+    # One in force does, although it began anew twice.
+    code, told = await asyncio.to_thread(stop, installation, name, "bob")
+    assert [one["state"] for one in told["holders"]] == ["ended"], told
+    assert (code, holder.wait(30)) == (0, 1)
+    await asyncio.to_thread(change, installation, "seal", name, ["alice", "bob", "carol"], "--lift")
+
+
+async def until_running(handle: WorkflowHandle[Any, Any]) -> None:
+    """Wait until a workflow is there and runs."""
+    for _ in range(300):
+        try:
+            if (await handle.describe()).status == WorkflowExecutionStatus.RUNNING:
+                return
+        except RPCError as error:
+            assert error.status == RPCStatusCode.NOT_FOUND  # noqa: PT017 - it will be there in a moment
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"{handle.id} does not run")

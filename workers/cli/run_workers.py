@@ -48,3 +48,23 @@ def upgrade() -> None:
     ledger.upgrade()
     ledger.check()
     answer({"ledger": "ready"}, lambda: say("the ledger is ready"))
+
+
+@ledger_app.command()
+def collect() -> None:
+    """Collect at once what the orchestrator collects every hour: staged leftovers, and what is due for destruction."""
+    run(_collect())
+
+
+async def _collect() -> None:
+    from workers import ceremony_client
+    from workers.connection import connect
+
+    done = await ceremony_client.collect(await connect())
+
+    def text() -> None:
+        say(f"leftovers of {len(done.discarded)} ceremonies discarded, {len(done.destroyed)} protections destroyed")
+        for digest in done.destroyed:
+            say(f"  destroyed {digest}")
+
+    answer(done.model_dump(mode="json"), text)
