@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from activities.keystores import datakey, preload
+from activities.keystores.desk import KeystoreTerms
 from activities.strongroom import session
 from activities.strongroom.process import OneShot, Pool
 from tests.bench import targets
@@ -65,7 +66,7 @@ class Material:
     terms: SessionTerms
     authority: Authority
     stored: StoredProtection
-    keystore: desk.KeystoreTerms
+    keystore: KeystoreTerms
 
     @classmethod
     def make(cls, unseals: Unseals, name: str) -> Material:
