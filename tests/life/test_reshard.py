@@ -111,3 +111,21 @@ def test_what_was_retired_is_destroyed_by_the_quorum_and_by_the_collector(instal
     found = {one["epoch"]: one["status"] for one in installation.stack.masterkey("status", name)["protections"]}
     assert found == {1: "destroyed", 2: "destroyed", 3: "active"}
     unseal(installation, name, [])
+
+
+@pytest.mark.slow
+def test_a_rotated_key_wraps_anew_with_its_newer_version_and_the_old_one_is_named(installation: Installation) -> None:
+    name = installation.fresh_name()
+    made = installation.init(name, "seal", count=2)
+    installation.bao.ask("POST", "transit/keys/wrap-2/rotate", {})
+    was = {shard["keystore"]: int(shard["key_version"]) for shard in made["shards"]}
+    result = change(installation, "reshard", name, ["alice", "bob", "carol"])
+    assert result["changes"] == ["same keystores and custodians; all data keys and shards are made anew"]
+    shards = installation.stack.masterkey("status", name)["protections"][-1]["shards"]
+    assert {shard["keystore"]: int(shard["key_version"]) - was[shard["keystore"]] for shard in shards} == {
+        "bao-1": 0,
+        "bao-2": 1,
+    }
+    # What is to be destroyed to revoke the old protection, and what must be rotated before.
+    old = {key["keystore"]: (int(key["key_version"]), key["in_use"]) for key in result["old_keys"]}
+    assert old == {"bao-1": (was["bao-1"], True), "bao-2": (was["bao-2"], False)}
