@@ -8,11 +8,15 @@ import typer
 
 from workers.cli.output import answer, run, say
 from workers.cli.progress import live
+from workers.cli.topology import validated
 
 
 def drill(
     name: Annotated[str, typer.Argument(help="Name of the MasterKey.")],
     every: Annotated[float | None, typer.Option("--every", help="Drill every so many hours, from now on.")] = None,
+    offline_hours: Annotated[
+        float, typer.Option(help="Wait so long for the custodians of offline keystores (`masterkey contribute`).")
+    ] = 0.0,
     unschedule: Annotated[bool, typer.Option("--unschedule", help="Stop the scheduled drills.")] = False,
 ) -> None:
     """Prove that every shard still opens; exit 1 if one does not. Opens none, and needs no custodian."""
@@ -20,11 +24,11 @@ def drill(
         raise typer.BadParameter("either --every or --unschedule")
     if every is not None or unschedule:
         run(_schedule(name, every))
-    elif not run(_drill(name)):
+    elif not run(_drill(name, offline_hours)):
         raise typer.Exit(1)
 
 
-async def _drill(name: str) -> bool:
+async def _drill(name: str, offline_hours: float) -> bool:
     from workers import ceremony_client
     from workers.connection import connect
     from workflows.contracts.messages import DrillRequest, DrillResult
@@ -32,8 +36,13 @@ async def _drill(name: str) -> bool:
     from workflows.drill import summary
 
     client = await connect()
-    request = DrillRequest(master_key=name, ceremony=new_ceremony_id(name, "drill"))
+    fields = {"master_key": name, "ceremony": new_ceremony_id(name, "drill")}
+    request = validated(DrillRequest, {**fields, "offline_seconds": round(offline_hours * 3600)}, "drill")
     handle = await ceremony_client.start(client, "DrillWorkflow", request)
+    if offline_hours:
+        say(
+            f"custodians of offline keystores prove theirs with: masterkey contribute {request.ceremony} --keystore NAME"
+        )
     with live() as show:
         result = await ceremony_client.watch(handle, DrillResult, show)
 
@@ -43,8 +52,17 @@ async def _drill(name: str) -> bool:
             say(f"{name} {protection.purpose}: {protection.mode} {protection.threshold} of {count}")
             for shard in protection.shards:
                 state = "opens" if shard.opens else f"DOES NOT OPEN: {shard.error}: {shard.detail}"
+                if shard.offline:
+                    proven = f"last proven {shard.proven:%Y-%m-%d}" if shard.proven else "never proven"
+                    state = f"offline, {proven}; let its custodian prove it with --offline-hours"
                 say(f"  shard {shard.index} {shard.keystore} ({shard.key_id}): {state}")
         say(summary(result))
+        for protection in result.protections:
+            if protection.not_told:
+                missed = ", ".join(protection.not_told)
+                say(f"could not tell {missed} what is in force: they may serve an older protection still")
+        if not result.healthy:
+            say(f"if that does not come back by itself: masterkey recover {name}")
 
     answer(result.model_dump(mode="json"), text)
     return result.healthy

@@ -19,7 +19,7 @@ _SAID = {
     "assessing": "asking every keystore whether it can still give back its part",
     "reconstructing": "opening the old protection and making the new one, in one session of the strongroom",
     "proving": "every keystore proves that it can give back its new part; nothing is changed yet",
-    "committing": "the new protection is put in force, and keystores are told to refuse the old one",
+    "committing": "the new protection is put in force, and keystores are told of it",
     "stopping": "telling keystores and recipients to stop",
     "ordering": "the quorum stands: doing it, and telling the keystores",
     "waiting": "too little answers at the moment: it tries again, and goes on by itself when it can",
