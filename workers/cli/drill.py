@@ -40,9 +40,7 @@ async def _drill(name: str, offline_hours: float) -> bool:
     request = validated(DrillRequest, {**fields, "offline_seconds": round(offline_hours * 3600)}, "drill")
     handle = await ceremony_client.start(client, "DrillWorkflow", request)
     if offline_hours:
-        say(
-            f"custodians of offline keystores prove theirs with: masterkey contribute {request.ceremony} --keystore NAME"
-        )
+        say(f"custodians of offline keystores prove theirs: masterkey contribute {request.ceremony} --keystore NAME")
     with live() as show:
         result = await ceremony_client.watch(handle, DrillResult, show)
 

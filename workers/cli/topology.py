@@ -98,10 +98,8 @@ def say_result(result: ReshardResult) -> None:
             if old.keystore in result.not_told:
                 say(f"    {old.keystore}: {old.key_id}")
     enough, count = result.old_keys_needed, len(result.old_keys)
-    say(
-        f"  a copy of it opens still for whoever controls {enough} of these {count} key versions; to revoke it for good,"
-    )
-    say(f"  destroy at least {count - enough + 1} of them:")
+    say(f"  a copy of it opens still for whoever controls {enough} of these {count} key versions;")
+    say(f"  to revoke it for good, destroy at least {count - enough + 1} of them:")
     for old in result.old_keys:
         version = f" version {old.key_version}" if old.key_version else ""
         use = "  (in use by the new protection: rotate this key and reshard first)" if old.in_use else ""
