@@ -338,7 +338,9 @@ class Ceremony:
                 who = ", ".join(quorum.rejected_by)
                 raise CeremonyEnded(f"refused by {who}: the quorum can no longer be reached")
             if self.now() >= plan.expires:
-                raise DeadlinePassed(f"the deadline passed; still needed: {quorum.needed(self.now())}")
+                silent = ", ".join(quorum.missing(self.now()))
+                needed = quorum.needed(self.now(), self._excluded)
+                raise DeadlinePassed(f"the deadline passed; still needed: {needed}; no decision in force of: {silent}")
             await self.sleep_until_change(plan.expires)
             self.check_course()
         await self.enter(phase, flush=True)

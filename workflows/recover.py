@@ -45,6 +45,7 @@ from workflows.resharding import Active, Resharding, by_purpose
 
 _REPLANNABLE = ("assessing", "planning", "quorum", "waiting", "reconstructing", "proving")
 """Nothing is changed yet in these: what was staged by an earlier plan is discarded."""
+_NO_PLAN = "a changed plan names replacements, or shards, mode and threshold"
 
 
 @workflow.defn
@@ -216,6 +217,9 @@ def _as_wish(value: Any, extra: tuple[Any, ...]) -> ChangedPlan:
     try:
         if extra:
             raise ApprovalInvalid("one plan is expected, not several values")
-        return ChangedPlan.model_validate(value)
+        wish = ChangedPlan.model_validate(value)
+        if not wish.model_fields_set:
+            raise PlanInvalid(_NO_PLAN)
     except ValidationError:
-        raise PlanInvalid("a changed plan names replacements, or shards, mode and threshold") from None
+        raise PlanInvalid(_NO_PLAN) from None
+    return wish

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pyrage  # type: ignore[import-untyped]
@@ -312,7 +313,7 @@ def test_without_a_terminal_nobody_is_asked_and_nothing_is_read_from_a_pipe(lock
         f"Offline('k', OfflineSettings(recipient={identity.recipient!r}, identity_file=Path({str(file)!r}))).describe()"
     )
     done = subprocess.run(
-        ["python", "-c", script], input="correct horse\n", capture_output=True, text=True, start_new_session=True
+        [sys.executable, "-c", script], input="correct horse\n", capture_output=True, text=True, start_new_session=True
     )
     assert done.returncode == 1
     assert "there is no terminal to type the passphrase on" in done.stderr

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.testing import WorkflowEnvironment
 
 from tests.conftest import Installation
 from tests.workflows.crashing import Crashes
+from tests.workflows.doubles import Clock
 from tests.workflows.gated import GatedHouse
 from tests.workflows.people import House
+from workflows.contracts import names
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +52,22 @@ def crashes(learned: Crashes) -> Iterator[Crashes]:
     yield learned
     learned.open()
     learned.cases.clear()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def environment() -> AsyncIterator[WorkflowEnvironment]:
+    """A server on which hours pass in milliseconds."""
+    server = str(Path(sys.executable).parent / "temporal-test-server")
+    async with await WorkflowEnvironment.start_time_skipping(
+        test_server_existing_path=server, data_converter=pydantic_data_converter
+    ) as started:
+        keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
+        request = AddSearchAttributesRequest(search_attributes={key.name: keyword for key in names.SEARCH_ATTRIBUTES})
+        await started.client.operator_service.add_search_attributes(request)
+        yield started
+
+
+@pytest.fixture
+def clock(environment: WorkflowEnvironment) -> Clock:
+    """Its time."""
+    return Clock(environment)

@@ -252,17 +252,9 @@ class Crashes:
 
     async def _approve(self, case: Case) -> None:
         plan = await self.gated.plan(case.handle)
-        decisions = [self.gated.decision(who, plan) for who in self._approvers(case)]
+        decisions = [self.gated.decision(who, plan) for who in _three_with(case.before, self.lost)]
         for one in decisions:
             await case.handle.signal("approve", one)
-
-    def _approvers(self, case: Case) -> tuple[str, ...]:
-        """Three, with the custodians of what can be opened among them."""
-        first = []
-        if case.before is not None:
-            manifest = Manifest.parse(case.before.manifest.encode())
-            first = [one.custodians[0] for one in manifest.shards if one.binding.keystore != self.lost]
-        return tuple(dict.fromkeys([*first, *CUSTODIANS]))[:3]
 
     def _others(self, name: str) -> list[str]:
         """Three keystores, of which one is another than now."""
@@ -309,7 +301,10 @@ class Crashes:
         for case in changed[:: max(1, len(changed) // unsealed)]:
             await self.unseal(case)
         self.gated.ledger.verify_chain()
-        self._free += dict.fromkeys(case.name for case in cases)
+        # A recovery during which the spare keystore was away does without the third shard.
+        self._free += [
+            name for name in dict.fromkeys(case.name for case in cases) if self.gated.active(name).count == 3
+        ]
 
     async def _outcome(self, case: Case) -> str:
         try:
@@ -379,7 +374,13 @@ class Crashes:
 
     async def unseal(self, case: Case, made: InitResult | ReshardResult | None = None) -> None:
         """Receive the MasterKey; its KCV is checked."""
-        manifest = Manifest.parse(self.gated.active(case.name).manifest.encode())
-        custodians = [one.custodians[0] for one in manifest.shards]
-        received = await self.gated.unseal(case.name, made or self.made[case.name], custodians)
+        who = _three_with(self.gated.active(case.name))
+        received = await self.gated.unseal(case.name, made or self.made[case.name], who)
         assert len(received) == 32
+
+
+def _three_with(protection: ProtectionRecord | None, lost: str = "") -> tuple[str, ...]:
+    """Three custodians, those of the shards of a protection among them, but of a lost one."""
+    shards = Manifest.parse(protection.manifest.encode()).shards if protection else ()
+    first = [shard.custodians[0] for shard in shards if shard.binding.keystore != lost]
+    return tuple(dict.fromkeys([*first, *CUSTODIANS]))[:3]

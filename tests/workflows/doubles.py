@@ -6,6 +6,7 @@ product's: workflows, sandbox, data converter, names, messages.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,37 +17,50 @@ from temporalio import activity
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
-from tests.world import KEYSTORES, NAMES, World
+from tests.workflows.people import Handle
+from tests.world import CUSTODIAN_OF, KEYSTORES, World
 from workers import roles
 from workflows.contracts import names
 from workflows.contracts.canonical import Message, Signed, digest, seconds
 from workflows.contracts.documents import (
     SUITE,
     Approval,
+    CheckResponse,
+    DekResponse,
     KeyDescription,
     Manifest,
     ManifestShard,
     Plan,
     RecipientRequest,
     ShardBinding,
+    StateStatement,
 )
 from workflows.contracts.errors import MasterKeyError, PlanInvalid
 from workflows.contracts.messages import (
     BeginCeremony,
     Begun,
+    BundleExported,
+    CeremonyStatus,
+    CheckDataKey,
     CloseCeremony,
     Commit,
     DekAnswer,
     Delivered,
     DescribeKey,
+    ExportBundle,
+    GenerateDataKey,
     HoldSession,
     InitRequest,
+    NoteCommit,
     OpenSession,
     PlanMade,
     RecordEvents,
+    RecoverRequest,
     Release,
+    Reshard,
     SessionOpened,
     ShardRequest,
+    Stage,
     StoredProtection,
     StoredShard,
     UnsealRequest,
@@ -59,12 +73,25 @@ SESSIONS = "doubles-sessions"
 
 @dataclass
 class Doubles:
-    """The stand-ins; `unwrap` and `open` decide what the outside world does."""
+    """The stand-ins; `unwrap`, `ask` and `open` decide what the outside world does.
+
+    Attributes:
+        count: keystores of the protection that there is; the others of the world are spare.
+        unwrap: whether a keystore fails to give back a data key.
+        ask: whether it fails to say which key it uses, to prove a data key, or to take in a commit.
+        prove: whether it fails to prove a data key of a new protection, if that is another matter.
+        open: whether no session is opened.
+    """
 
     world: World
     mode: str = "sss"
+    count: int = 5
     unwrap: Callable[[str], MasterKeyError | None] = lambda keystore: None
+    ask: Callable[[str], MasterKeyError | None] = lambda keystore: None
+    prove: Callable[[str], MasterKeyError | None] | None = None
     open: Callable[[], MasterKeyError | None] = lambda: None
+    committed: list[Commit] = field(default_factory=list)
+    sessions: list[OpenSession] = field(default_factory=list)
     closed: list[CloseCeremony] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
@@ -75,7 +102,11 @@ class Doubles:
     async def begin(self, request: BeginCeremony) -> Begun:
         roster = self.world.roster
         protection = self.protection() if request.manifest else None
-        return Begun(roster=roster.canonical().decode(), roster_digest=roster.digest, protection=protection)
+        active = (self.protection(),) if request.all_active else ()
+        text = roster.canonical().decode()
+        return Begun(
+            roster=text, roster_digest=roster.digest, protection=protection, active=active, next_epoch=1 + len(active)
+        )
 
     @activity.defn(name=names.RECORD_PLAN)
     async def record_plan(self, request: PlanMade) -> None:
@@ -92,13 +123,22 @@ class Doubles:
 
     @activity.defn(name=names.COMMIT_PROTECTION)
     async def commit(self, request: Commit) -> None:
-        raise AssertionError("these tests end before the commit")
+        self.committed.append(request)
+
+    @activity.defn(name=names.STAGE_PROTECTION)
+    async def stage(self, request: Stage) -> None:
+        Manifest.parse(request.protection.manifest.document.encode())
+
+    @activity.defn(name=names.EXPORT_BUNDLE)
+    async def export(self, request: ExportBundle) -> BundleExported:
+        return BundleExported()
 
     # --- keystores and strongroom ----------------------------------------------------------------------------
 
     @activity.defn(name=names.DESCRIBE_KEY)
     async def describe(self, request: DescribeKey) -> Signed:
         name = request.keystore
+        await self._asked(name)
         return self.world.keystores[name].sign(
             KeyDescription(
                 keystore=name,
@@ -117,8 +157,43 @@ class Doubles:
             raise as_failure(error)
         return DekAnswer(response=Signed(document="a", signature="b"), ciphertext="", wrapped_dek="")
 
+    @activity.defn(name=names.GENERATE_DATA_KEY)
+    async def generate_data_key(self, request: GenerateDataKey) -> DekAnswer:
+        return DekAnswer(response=Signed(document="a", signature="b"), ciphertext="", wrapped_dek="")
+
+    @activity.defn(name=names.CHECK_DATA_KEY)
+    async def check_data_key(self, request: CheckDataKey) -> Signed:
+        manifest = Manifest.parse(request.manifest.document.encode())
+        await self._asked(request.keystore, self.prove if manifest.epoch > 1 else None)
+        return self.proof(request, activity.info().started_time)
+
+    @activity.defn(name=names.NOTE_COMMIT)
+    async def note_commit(self, request: NoteCommit) -> Signed:
+        await self._asked(request.keystore)
+        return self.world.keystores[request.keystore].sign(
+            StateStatement(
+                keystore=request.keystore,
+                about=request.manifest.digest,
+                roster_number=1,
+                master_keys=(),
+                time=seconds(activity.info().started_time),
+            )
+        )
+
+    async def _asked(self, keystore: str, fails: Callable[[str], MasterKeyError | None] | None = None) -> None:
+        if (error := (fails or self.ask)(keystore)) is not None:
+            # After the others have answered: the time-skipping server stops skipping for good when an activity is
+            # given up while it runs, or waits to be tried again.
+            await asyncio.sleep(0.05)
+            raise as_failure(error)
+
+    @activity.defn(name=names.RESHARD)
+    async def reshard(self, request: Reshard) -> StoredProtection:
+        return self.protection(Plan.parse(request.authority.plan.encode()))
+
     @activity.defn(name=names.OPEN_SESSION)
     async def open_session(self, request: OpenSession) -> SessionOpened:
+        self.sessions.append(request)
         if (error := self.open()) is not None:
             raise as_failure(error)
         announcement = Signed(document=request.plan, signature="")
@@ -134,26 +209,31 @@ class Doubles:
 
     # --- documents -------------------------------------------------------------------------------------------
 
-    def protection(self) -> StoredProtection:
-        """A protection 3-of-5 (or any of five) with nothing inside."""
+    def protection(self, plan: Plan | None = None) -> StoredProtection:
+        """A protection 3-of-5 (or as many as there are; or any of them) with nothing inside, or a plan's."""
         world, sss = self.world, self.mode == "sss"
+        target = plan.target if plan else None
+        keystores = [one.keystore for one in target.shards] if target else list(KEYSTORES[: self.count])
+        ceremony = plan.ceremony if plan else "eu10.init.0123456789ab"
         common: dict[str, Any] = {
             "purpose": "primary",
             "master_key": "eu10",
-            "protection": "eu10.init.0123456789ab.1",
-            "epoch": 1,
-            "ceremony": "eu10.init.0123456789ab",
+            "protection": f"{ceremony}.1",
+            "epoch": target.epoch if target else 1,
+            "ceremony": ceremony,
             "mode": self.mode,
-            "threshold": 3 if sss else 1,
-            "count": 5,
+            "threshold": target.threshold if target else 3 if sss else 1,
+            "count": len(keystores),
         }
         shards = []
-        for index, (keystore, custodian) in enumerate(zip(KEYSTORES, NAMES, strict=True), start=1):
-            own = {"index": index, "x": index, "keystore": keystore, "key_id": f"memory:{keystore}", "key_version": "1"}
+        for index, keystore in enumerate(keystores, start=1):
+            custodians = (CUSTODIAN_OF[keystore],) if sss else ()
+            key = world.key_id(keystore)
+            own = {"index": index, "x": index, "keystore": keystore, "key_id": key, "key_version": "1"}
             shards.append(
                 ManifestShard(
                     binding=ShardBinding(**common, **own, wrapped_hash=digest(b"")),
-                    custodians=(custodian,) if sss else (),
+                    custodians=target.shards[index - 1].custodians if target else custodians,
                     ciphertext_hash=digest(b""),
                     salt="0" * 32,
                     commitment="0" * 64,
@@ -163,10 +243,10 @@ class Doubles:
         manifest = Manifest(
             **common,
             kcv="0" * 32,
-            predecessor=None,
+            predecessor=target.predecessor if target else None,
             governance_quorum=3,
             attempt=1,
-            plan=digest(b"plan"),
+            plan=plan.digest if plan else digest(b"plan"),
             authority=(),
             roster=world.roster.digest,
             strongroom=world.strongroom.fingerprint,
@@ -186,6 +266,47 @@ class Doubles:
             for s in shards
         )
         return StoredProtection(manifest=world.strongroom.sign(manifest), shards=rows)
+
+    def proof(self, request: CheckDataKey, at: datetime, **changes: Any) -> Signed:
+        """What a keystore, or the custodian of an offline one, answers who is asked for a proof."""
+        binding = Manifest.parse(request.manifest.document.encode()).shards[request.index - 1].binding
+        fields: dict[str, Any] = {
+            "manifest": request.manifest.digest,
+            "master_key": binding.master_key,
+            "index": request.index,
+            "keystore": request.keystore,
+            "key_id": binding.key_id,
+            "key_version": binding.key_version,
+            "nonce": request.nonce,
+            "matches": True,
+            "time": seconds(at),
+        }
+        return self.world.keystores[request.keystore].sign(CheckResponse(**{**fields, **changes}))
+
+    def data_key(self, request: UnwrapDataKey, at: datetime, **changes: Any) -> DekAnswer:
+        """What the custodian of an offline keystore answers who is asked for a data key."""
+        fields: dict[str, Any] = {
+            "purpose": "release",
+            "master_key": "eu10",
+            "protection": "eu10.init.0123456789ab.1",
+            "index": request.index,
+            "keystore": request.keystore,
+            "key_id": self.world.key_id(request.keystore),
+            "key_version": "",
+            "mechanism": "age-x25519",
+            "context": digest(b""),
+            "wrapped_hash": digest(b""),
+            "session": request.session.digest,
+            "authority": digest(b""),
+            "ciphertext_hash": digest(b""),
+            "time": seconds(at),
+        }
+        response = self.world.keystores[request.keystore].sign(DekResponse(**{**fields, **changes}))
+        return DekAnswer(response=response, ciphertext="", wrapped_dek="")
+
+    def recover_request(self, **more: Any) -> RecoverRequest:
+        """A recovery of `protection`."""
+        return RecoverRequest(**{"ceremony": names.new_ceremony_id("eu10", "recover"), "master_key": "eu10", **more})
 
     def init_request(self, **more: Any) -> InitRequest:
         """An init 3-of-5."""
@@ -246,7 +367,16 @@ class Doubles:
             self.record_plan,
             self.record_events,
             self.close,
+            self.stage,
             self.commit,
+            self.export,
+        ]
+        keystore: list[Callable[..., Any]] = [
+            self.describe,
+            self.generate_data_key,
+            self.unwrap_data_key,
+            self.check_data_key,
+            self.note_commit,
         ]
         workers = [
             Worker(
@@ -257,11 +387,12 @@ class Doubles:
                 workflow_runner=roles.sandbox(),
             ),
             Worker(client, task_queue=names.strongroom_queue("vault"), activities=[self.open_session]),
-            Worker(client, task_queue=SESSIONS, activities=[self.hold, self.release]),
+            Worker(client, task_queue=SESSIONS, activities=[self.hold, self.release, self.reshard]),
         ]
         workers += [
-            Worker(client, task_queue=names.keystore_queue(name), activities=[self.describe, self.unwrap_data_key])
+            Worker(client, task_queue=names.keystore_queue(name), activities=keystore)
             for name in KEYSTORES
+            if not self.world.is_offline(name)
         ]
         async with AsyncExitStack() as stack:
             for worker in workers:
@@ -269,9 +400,48 @@ class Doubles:
             yield
 
 
+class Clock:
+    """The server's time, and ceremonies on it."""
+
+    def __init__(self, environment: WorkflowEnvironment) -> None:
+        self.environment = environment
+
+    async def now(self) -> datetime:
+        """The time."""
+        return await self.environment.get_current_time()
+
+    async def start(self, request: InitRequest | UnsealRequest | RecoverRequest) -> Handle:
+        """Start a ceremony."""
+        action = request.ceremony.split(".")[1]
+        workflow = "DisasterRecoveryWorkflow" if action == "recover" else f"{action.capitalize()}Workflow"
+        return await self.environment.client.start_workflow(
+            workflow, request, id=names.workflow_id(request.ceremony), task_queue=names.ORCHESTRATOR_QUEUE
+        )
+
+    async def plan(self, handle: Handle) -> Plan:
+        """The plan, once custodians are asked about it."""
+        status = await self.reach(handle, "quorum")
+        assert status.plan is not None
+        return Plan.parse(status.plan.encode())
+
+    async def reach(self, handle: Handle, phase: str) -> CeremonyStatus:
+        """Wait until a ceremony is in a phase."""
+        for _ in range(2000):
+            status = await self.status(handle)
+            if status.phase == phase:
+                return status
+            await self.environment.sleep(0.01)
+        raise AssertionError(f"it is not in {phase}, but in {status.phase}: {status.detail}")
+
+    async def status(self, handle: Handle) -> CeremonyStatus:
+        """What a ceremony is doing."""
+        found: CeremonyStatus = await handle.query("status", result_type=CeremonyStatus)
+        return found
+
+
 def stop_here() -> MasterKeyError:
     """What `open` answers when a test ends with the quorum."""
     return PlanInvalid("the quorum stood; this test goes no further")
 
 
-__all__ = ["SESSIONS", "Doubles", "Message", "stop_here"]
+__all__ = ["SESSIONS", "Clock", "Doubles", "Message", "stop_here"]

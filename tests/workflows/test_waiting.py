@@ -2,83 +2,36 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-import pytest_asyncio
-from temporalio.api.enums.v1 import IndexedValueType
-from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
-from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.testing import WorkflowEnvironment
 
-from tests.workflows.doubles import Doubles, stop_here
+from tests.workflows.doubles import Clock, Doubles, stop_here
 from tests.workflows.people import Handle, clean, failure
 from tests.world import NAMES, World
-from workflows.contracts import names
-from workflows.contracts.documents import Plan
+from workflows.contracts.documents import Manifest
 from workflows.contracts.errors import (
     CeremonyEnded,
     DeadlinePassed,
+    KeyNotFound,
+    KeystoreAccessDenied,
     KeystoreUnavailable,
+    MasterKeyError,
     PlanInvalid,
     QuorumUnreachable,
     SessionLost,
 )
-from workflows.contracts.messages import CeremonyStatus, InitRequest, UnsealRequest, UnsealResult
+from workflows.contracts.messages import ChangedPlan, ReshardResult, ShardRequest, UnsealResult
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def environment() -> AsyncIterator[WorkflowEnvironment]:
-    server = str(Path(sys.executable).parent / "temporal-test-server")
-    async with await WorkflowEnvironment.start_time_skipping(
-        test_server_existing_path=server, data_converter=pydantic_data_converter
-    ) as started:
-        keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
-        request = AddSearchAttributesRequest(search_attributes={key.name: keyword for key in names.SEARCH_ATTRIBUTES})
-        await started.client.operator_service.add_search_attributes(request)
-        yield started
 
 
 @pytest.fixture
 def doubles(tmp_path: Path) -> Doubles:
     return Doubles(World.make(tmp_path))
-
-
-class Clock:
-    """The server's time, and a ceremony on it."""
-
-    def __init__(self, environment: WorkflowEnvironment) -> None:
-        self.environment = environment
-
-    async def now(self) -> datetime:
-        return await self.environment.get_current_time()
-
-    async def start(self, request: InitRequest | UnsealRequest) -> Handle:
-        workflow = "InitWorkflow" if isinstance(request, InitRequest) else "UnsealWorkflow"
-        return await self.environment.client.start_workflow(
-            workflow, request, id=names.workflow_id(request.ceremony), task_queue=names.ORCHESTRATOR_QUEUE
-        )
-
-    async def plan(self, handle: Handle) -> Plan:
-        while True:
-            status = await self.status(handle)
-            if status.phase == "quorum" and status.plan is not None:
-                return Plan.parse(status.plan.encode())
-            await self.environment.sleep(0.01)
-
-    async def status(self, handle: Handle) -> CeremonyStatus:
-        found: CeremonyStatus = await handle.query("status", result_type=CeremonyStatus)
-        return found
-
-
-@pytest.fixture
-def clock(environment: WorkflowEnvironment) -> Clock:
-    return Clock(environment)
 
 
 async def test_a_quorum_may_take_days(clock: Clock, doubles: Doubles) -> None:
@@ -252,4 +205,186 @@ async def test_approvals_that_expire_while_clouds_are_away_are_asked_for_again(c
             await handle.signal("approve", doubles.decision(name, plan, await clock.now(), HOUR))
         result = UnsealResult.model_validate(await handle.result())
     assert result.served_by == ("ks-2", "ks-3", "ks-4")
+    await clean(handle)
+
+
+# --- recoveries ------------------------------------------------------------------------------------------------
+
+FORTNIGHT = 14 * DAY
+
+
+def lossy(doubles: Doubles, gone: str, away: set[str]) -> None:
+    """The key of one keystore is gone for good; some are away until they are taken out of the set."""
+
+    def ask(keystore: str) -> MasterKeyError | None:
+        if keystore == gone:
+            return KeyNotFound(f"{keystore} has no such key", subject=keystore)
+        return KeystoreUnavailable(f"{keystore} is away", subject=keystore) if keystore in away else None
+
+    doubles.ask = doubles.unwrap = ask
+
+
+async def approved_recovery(clock: Clock, doubles: Doubles, who: Sequence[str], **more: Any) -> Handle:
+    """A recovery with these approvals, given on different days."""
+    handle = await clock.start(doubles.recover_request(**more))
+    plan = await clock.plan(handle)
+    for name in who:
+        await clock.environment.sleep(20 * HOUR)
+        await handle.signal("approve", doubles.decision(name, plan, await clock.now(), FORTNIGHT))
+    return handle
+
+
+async def test_a_recovery_waits_for_days_for_its_quorum_and_its_keystores_and_then_completes(
+    clock: Clock, doubles: Doubles
+) -> None:
+    doubles.count = 4
+    away = {"ks-2", "ks-3"}
+    lossy(doubles, "ks-1", away)
+    async with doubles.working(clock.environment):
+        handle = await clock.start(doubles.recover_request())
+        plan = await clock.plan(handle)
+        status = await clock.status(handle)
+        assert status.detail == "primary: 1 of 4 shards answer, 3 are needed"
+        assert {one.keystore: one.state for one in status.health} == {
+            "ks-1": "gone",
+            "ks-2": "unreachable",
+            "ks-3": "unreachable",
+            "ks-4": "healthy",
+            "ks-5": "healthy",
+        }
+        assert plan.target is not None
+        # What is away stays where it is, under the key that it had.
+        assert [one.keystore for one in plan.target.shards] == ["ks-5", "ks-2", "ks-3", "ks-4"]
+        for name in ("alice", "bob", "carol"):
+            await handle.signal("approve", doubles.decision(name, plan, await clock.now(), FORTNIGHT))
+            await clock.environment.sleep(20 * HOUR)
+        # Alice counts for the governance quorum, but her shard is gone: dave's is the third.
+        assert (await clock.status(handle)).needed == "custodians of 1 more shards of 3"
+        assert doubles.sessions == []
+        await handle.signal("approve", doubles.decision("dave", plan, await clock.now(), FORTNIGHT))
+        for _ in range(6):
+            await clock.environment.sleep(HOUR)
+        status = await clock.reach(handle, "waiting")
+        assert {one.keystore for one in status.keystores if one.error == "KeystoreUnavailable"} == away
+        asked = len(doubles.calls)
+        away.clear()
+        result = ReshardResult.model_validate(await handle.result())
+    assert asked > 50
+    assert (result.opened_by, result.not_told) == (("ks-2", "ks-3", "ks-4"), ("ks-1",))
+    assert [closed.outcome for closed in doubles.closed] == ["done"]
+    assert len(doubles.committed) == 1
+    await clean(handle)
+
+
+async def test_a_recovery_that_nobody_decides_ends_saying_who_did_not(clock: Clock, doubles: Doubles) -> None:
+    doubles.count = 4
+    lossy(doubles, "ks-1", set())
+    async with doubles.working(clock.environment):
+        handle = await approved_recovery(clock, doubles, ("alice", "bob"))
+        error = await failure(handle)
+    assert isinstance(error, DeadlinePassed)
+    assert "1 more of the governance quorum of 3 and custodians of 2 more shards of 3" in error.message
+    assert "no decision in force of: carol, dave, erin" in error.message
+    assert [closed.outcome for closed in doubles.closed] == ["expired"]
+    history = await clean(handle)
+    took = history.events[-1].event_time.ToDatetime() - history.events[0].event_time.ToDatetime()
+    assert abs(took - 7 * DAY) < timedelta(minutes=1)
+    assert len(history.events) < 150
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_a_recovery_may_wait_for_seven_days_without_outgrowing_its_history_and_ends_saying_what_is_missing(
+    clock: Clock, doubles: Doubles
+) -> None:
+    doubles.count = 4
+    lossy(doubles, "ks-1", {"ks-2", "ks-3"})
+    async with doubles.working(clock.environment):
+        handle = await clock.start(doubles.recover_request())
+        plan = await clock.plan(handle)
+        for name in NAMES:
+            await handle.signal("approve", doubles.decision(name, plan, await clock.now(), FORTNIGHT))
+        error = await failure(handle)
+        history = await clean(handle)
+    assert isinstance(error, QuorumUnreachable)
+    for name in ("ks-2", "ks-3"):
+        assert f"{name}: KeystoreUnavailable ({name} is away; wait or restore the network path" in error.message
+    assert "ks-4" not in error.message
+    took = history.events[-1].event_time.ToDatetime() - history.events[0].event_time.ToDatetime()
+    assert abs(took - 7 * DAY) < timedelta(hours=2)
+    # Temporal ends a workflow for good at 51,200 events or 50 MiB of history.
+    assert len(history.events) < 45_000
+    assert sum(event.ByteSize() for event in history.events) < 45 * 2**20
+    assert doubles.committed == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_a_recovery_into_a_keystore_that_cannot_prove_its_part_does_not_outgrow_its_history_either(
+    clock: Clock, doubles: Doubles
+) -> None:
+    # Opening and protecting work at once, so nothing but the pause between the attempts slows it down.
+    doubles.count = 4
+    lossy(doubles, "ks-1", set())
+    before = doubles.ask
+
+    def ask(keystore: str) -> MasterKeyError | None:
+        return KeystoreAccessDenied("may not decrypt", subject=keystore) if keystore == "ks-5" else before(keystore)
+
+    doubles.prove = ask
+    async with doubles.working(clock.environment):
+        handle = await clock.start(doubles.recover_request(quorum_timeout_seconds=3 * 24 * 3600))
+        plan = await clock.plan(handle)
+        for name in NAMES:
+            await handle.signal("approve", doubles.decision(name, plan, await clock.now(), FORTNIGHT))
+        for _ in range(6):
+            await clock.environment.sleep(HOUR / 6)
+        sessions, status = len(doubles.sessions), await clock.status(handle)
+        assert status.phase in ("waiting", "reconstructing", "proving")
+        assert "may not decrypt" in status.detail
+        assert "or choose another plan with `masterkey recover --ceremony" in status.detail
+        assert 20 < sessions < 80
+        doubles.prove = lambda keystore: None
+        result = ReshardResult.model_validate(await handle.result())
+    assert result.attempt == len(doubles.sessions)
+    await clean(handle)
+
+
+async def test_a_recovery_waits_for_the_custodian_of_an_offline_keystore_and_says_so(
+    clock: Clock, tmp_path: Path
+) -> None:
+    doubles = Doubles(World.make(tmp_path, offline=["ks-4"]), count=4)
+    lossy(doubles, "ks-1", set())
+    async with doubles.working(clock.environment):
+        handle = await approved_recovery(clock, doubles, ("bob", "carol", "dave"))
+        status = await clock.reach(handle, "waiting")
+        assert status.wanted == ("ks-4",)
+        error = await failure(handle)
+        assert doubles.sessions == [], "no session is opened as long as it could not be used"
+    assert isinstance(error, QuorumUnreachable)
+    assert "the deadline passed; ks-4: its custodian did not contribute" in error.message
+    assert len((await clean(handle)).events) < 150
+
+
+async def test_another_plan_ends_the_wait_at_once_and_needs_its_own_approvals(clock: Clock, doubles: Doubles) -> None:
+    doubles.count = 4
+    away = {"ks-2", "ks-3"}
+    lossy(doubles, "ks-1", away)
+    async with doubles.working(clock.environment):
+        handle = await approved_recovery(clock, doubles, ("bob", "carol", "dave"))
+        first = await clock.reach(handle, "waiting")
+        wish = ChangedPlan(shards=tuple(ShardRequest(keystore=name) for name in ("ks-5", "ks-4")), threshold=2)
+        await handle.execute_update("replan", wish, result_type=str)
+        plan = await clock.plan(handle)
+        status = await clock.status(handle)
+        assert (status.approved_by, status.plan == first.plan) == ((), False)
+        assert plan.target is not None
+        assert [one.keystore for one in plan.target.shards] == ["ks-5", "ks-4"]
+        for name in ("bob", "carol", "dave"):
+            await handle.signal("approve", doubles.decision(name, plan, await clock.now(), FORTNIGHT))
+        await clock.reach(handle, "waiting")
+        away.clear()
+        result = ReshardResult.model_validate(await handle.result())
+    assert Manifest.parse(result.manifest.document.encode()).count == 2
+    assert doubles.events.count("plan-withdrawn") == 1
     await clean(handle)
