@@ -100,10 +100,18 @@ async def test_a_session_that_is_given_up_while_it_opens_is_gone(
         released.append(one)
         release(one)
 
+    taken, take = asyncio.Event(), strongroom._pool.take
+
+    async def noted_take() -> OneShot:
+        one = await take()
+        taken.set()
+        return one
+
     monkeypatch.setattr(strongroom._pool, "release", note)
+    monkeypatch.setattr(strongroom._pool, "take", noted_take)
     plan = world.init_plan(world.target()).canonical().decode()
     call = asyncio.ensure_future(strongroom.open_session(OpenSession(purpose="protect", plan=plan, attempt=1)))
-    await asyncio.sleep(0.001)
+    await taken.wait()
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
     assert len(released) == 1
