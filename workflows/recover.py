@@ -24,6 +24,7 @@ with workflow.unsafe.imports_passed_through():
         MasterKeyError,
         NotKnown,
         PlanInvalid,
+        QuorumUnreachable,
         Stopped,
     )
     from workflows.contracts.messages import (
@@ -36,7 +37,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.contracts.roster import Roster, Strongroom
     from workflows.failures import as_failure
 
-from workflows.assessment import GONE, USABLE, Assessment
+from workflows.assessment import GONE, LOST, USABLE, Assessment
 from workflows.concurrency import gather
 from workflows.opening import source_of
 from workflows.proposal import best_source, propose
@@ -45,6 +46,8 @@ from workflows.resharding import Active, Resharding, by_purpose
 
 _REPLANNABLE = ("assessing", "planning", "quorum", "waiting", "reconstructing", "proving")
 """Nothing is changed yet in these: what was staged by an earlier plan is discarded."""
+_FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=5), timedelta(minutes=30)
+"""Between two looks at keystores of which too few answer: a week of them costs some 15,000 events."""
 _NO_PLAN = "a changed plan names replacements, or shards, mode and threshold"
 
 
@@ -59,6 +62,8 @@ class DisasterRecoveryWorkflow(Resharding):
         self._wish = ChangedPlan.model_validate(request.model_dump())
         self._other_wish: ChangedPlan | None = None
         self._assessment = Assessment()
+        self._assessments = 0
+        self._reported: dict[str, str] = {}
 
     @workflow.run
     async def run(self, request: RecoverRequest) -> ReshardResult:
@@ -133,12 +138,9 @@ class DisasterRecoveryWorkflow(Resharding):
     async def _plan(
         self, begun: Begun, active: list[Active], damaged: Active, roster: Roster, strongroom: Strongroom
     ) -> tuple[Plan, Active]:
-        await self.enter("assessing", flush=True)
-        wish, found, now = self._wish, self._assessment, self.now()
+        await self._assess(active, damaged, roster)
+        wish, found = self._wish, self._assessment
         in_use = [name for one in active for name in one.keystores]
-        candidates = [one.name for one in roster.keystores if one.offline is None]
-        await gather([found.assess(active, roster, now), found.describe(candidates, roster, now)])
-        self._report(active)
         await self.enter("planning")
         source = best_source(active, damaged, wish, found)
         mode, threshold, shards = propose(damaged, wish, roster, found, in_use)
@@ -177,21 +179,53 @@ class DisasterRecoveryWorkflow(Resharding):
                 self.doubt(row.index, KeystoreUnavailable(f"{row.keystore} was {one.state}", subject=row.keystore))
         return plan, source
 
+    async def _assess(self, active: list[Active], damaged: Active, roster: Roster) -> None:
+        """Ask all keystores how they are; again and again while too few answer, and nothing is known to be lost.
+
+        Raises:
+            QuorumUnreachable: it stayed like that until the time was over.
+        """
+        candidates = [one.name for one in roster.keystores if one.offline is None]
+        until, pause = self.now() + timedelta(seconds=self._request.quorum_timeout_seconds), _FIRST_PAUSE
+        while True:
+            await self.enter("assessing", flush=True)
+            found, now = self._assessment, self.now()
+            await gather([found.assess(active, roster, now), found.describe(candidates, roster, now)])
+            self._report(active)
+            if not self._outage(active, damaged):
+                return
+            if self.now() >= until:
+                raise QuorumUnreachable(f"the deadline passed; {self.detail}")
+            await self.enter("waiting", flush=True)
+            await self.sleep_until_change(min(until, self.now() + pause))
+            self.check_course()
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _outage(self, active: list[Active], damaged: Active) -> bool:
+        """Whether nothing opens now, and nothing tells that it will not by itself: then there is nothing to propose."""
+        if self._wish.shards or self._wish.replacements:
+            return False
+        lost = any(one.state in LOST for one in self._assessment.of(damaged).values())
+        return not lost and all(self._assessment.usable(one) < one.manifest.threshold for one in active)
+
     def _report(self, active: list[Active]) -> None:
+        self._assessments += 1
         for health in self._assessment.all():
-            self.event(
-                f"assessed.{self._changes}.{health.keystore}.{health.state}",
-                "keystore-assessed",
-                keystore=health.keystore,
-                state=health.state,
-                detail=health.detail,
-            )
+            if self._reported.get(health.keystore) != health.state:
+                self._reported[health.keystore] = health.state
+                self.event(
+                    f"assessed.{self._assessments}.{health.keystore}",
+                    "keystore-assessed",
+                    keystore=health.keystore,
+                    state=health.state,
+                    detail=health.detail,
+                )
         said = []
         for one in active:
-            usable, threshold = self._assessment.usable(one), one.manifest.threshold
-            said.append(
-                f"{one.manifest.purpose}: {usable} of {one.manifest.count} shards answer, {threshold} are needed"
-            )
+            usable, manifest = self._assessment.usable(one), one.manifest
+            answer = f"{manifest.purpose}: {usable} of {manifest.count} shards answer, {manifest.threshold} are needed"
+            missing = [(name, h.state) for name, h in self._assessment.of(one).items() if h.state not in USABLE]
+            said.append(", ".join([answer, *(f"{name} is {state}" for name, state in missing)]))
         self.detail = "; ".join(said)
 
     def target_failed(self, error: MasterKeyError) -> None:

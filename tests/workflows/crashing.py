@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from activities.ledger.records import ProtectionRecord
 from tests.workflows.gated import Gate, GatedHouse, wait_for_gates
 from tests.workflows.people import Asked, Handle, clean, ended
 from workers.embedded.stack import CUSTODIANS
+from workflows.ceremony import ENDS
 from workflows.contracts import names
 from workflows.contracts.canonical import Signed
 from workflows.contracts.documents import Manifest
@@ -39,10 +40,8 @@ LEDGER = (
     names.CLOSE_CEREMONY,
 )
 STRONGROOM = (names.OPEN_SESSION, names.HOLD_SESSION, names.PROTECT, names.RELEASE, names.RESHARD)
-_HOLDING_UP_NOBODY = (names.HOLD_SESSION, names.UNWRAP_DATA_KEY)
-"""A ceremony goes on without these: a session is held on the side, and a keystore that is slow is not waited for."""
 _AT_ONCE = 6
-"""So many ceremonies are let go at a time: what is held runs out of time after 15 seconds and more."""
+"""So many ceremonies are let go at a time: what is held runs out of time after a while."""
 
 
 def role_of(activity: str) -> str:
@@ -76,6 +75,17 @@ class Boundary:
     def role(self) -> str:
         """Which worker does this."""
         return role_of(self.activity)
+
+    @property
+    def may_be_cancelled(self) -> bool:
+        """Whether a cancellation there ends the ceremony: what is about to be committed is."""
+        commits = self.activity == names.COMMIT_PROTECTION
+        return self.when == "before" and self.holds_up and not self.committed and not commits
+
+    @property
+    def holds_up(self) -> bool:
+        """Whether the ceremony stands still when this does: a session is held on the side."""
+        return self.activity != names.HOLD_SESSION
 
     def __str__(self) -> str:
         return f"{self.when} {self.activity} in {self.phase}"
@@ -138,25 +148,17 @@ class Crashes:
     async def learn(self) -> None:
         """Run every kind of ceremony once, and take the boundaries from their histories."""
         gated, name = self.gated, self.gated.fresh_name()
-        handle = await gated.start_init(name)
-        await self._quick(handle, CUSTODIANS[:3])
-        self.boundaries["init"] = boundaries_of(await clean(handle))
-        asked = await gated.ask(name, InitResult.model_validate(await ended(handle)))
-        await self._quick(asked.handle, CUSTODIANS[:3])
-        self.boundaries["unseal"] = boundaries_of(await clean(asked.handle))
-        handle = await gated.start_reshard(name, self._others(name))
-        await self._quick(handle, CUSTODIANS[:4])
-        self.boundaries["reshard"] = boundaries_of(await clean(handle))
+        made = InitResult.model_validate(await self._once("init", await gated.start_init(name)))
+        await self._once("unseal", (await gated.ask(name, made)).handle)
+        await self._once("reshard", await gated.start_reshard(name, self._others(name)), name)
         with self.losing(name):
-            handle = await gated.start_recover(name)
-            await self._quick(handle, CUSTODIANS[:4])
-            self.boundaries["recover"] = boundaries_of(await clean(handle))
+            await self._once("recover", await gated.start_recover(name), name)
 
-    async def _quick(self, handle: Handle, who: Sequence[str]) -> None:
-        await self.gated.approve(handle, who[:3])
-        for one in who[3:]:
-            await handle.signal("approve", self.gated.decision(one, await self.gated.plan(handle)))
-        await ended(handle)
+    async def _once(self, action: Action, handle: Handle, name: str = "") -> Any:
+        await self.gated.approve(handle, _three_with(self.gated.active(name) if name else None, self.lost))
+        result = await ended(handle)
+        self.boundaries[action] = boundaries_of(await clean(handle))
+        return result
 
     def at(self, action: Action, *roles: str) -> list[Boundary]:
         """Boundaries of an action; of the activities of these workers, if some are named."""
@@ -203,20 +205,26 @@ class Crashes:
 
     # --- leading ---------------------------------------------------------------------------------------------
 
+    @asynccontextmanager
+    async def led(self, action: Action, boundaries: Sequence[Boundary]) -> AsyncIterator[None]:
+        """Ceremonies of an action stand at these boundaries; a recovery recovers from the loss of a key."""
+        name = "" if action == "init" else await self.alike(len(boundaries))
+        with self.losing(name) if action == "recover" else nullcontext():
+            await self.lead(action, boundaries)
+            yield
+
     async def lead(self, action: Action, boundaries: Sequence[Boundary]) -> None:
         """Lead one ceremony to each boundary, the farthest first."""
         assert boundaries, "there is no such boundary"
         masterkeys = await self._masterkeys_for(action, len(boundaries))
-        new = []
-        for name, boundary in zip(masterkeys, reversed(boundaries), strict=True):
-            new.append(await self._start(name, action, boundary))
-        self.cases += new
-        late = [case for case in new if case.boundary.late]
+        late = [one for one in reversed(boundaries) if one.late]
+        early = [one for one in boundaries if not one.late]
         for start in range(0, len(late), _AT_ONCE):
-            some = late[start : start + _AT_ONCE]
+            some = [await self._start(masterkeys.pop(), action, one) for one in late[start : start + _AT_ONCE]]
             await asyncio.gather(*map(self._push, some))
-            await wait_for_gates([case.gate for case in some])
-        await wait_for_gates([case.gate for case in new])
+            await wait_for_gates([case.gate for case in some], limit=60)
+        some = [await self._start(masterkeys.pop(), action, one) for one in early]
+        await wait_for_gates([case.gate for case in some], limit=60)
 
     async def _masterkeys_for(self, action: Action, number: int) -> list[str]:
         if action == "init":
@@ -229,7 +237,7 @@ class Crashes:
         gated, ceremony = self.gated, names.new_ceremony_id(name, action)
         whose = ceremony if action == "unseal" else name
         # What comes later is asked for only once the ceremony waits for its custodians.
-        gate = Gate(gated.gates / f"{whose}.{boundary.gate}.{boundary.when}")
+        gate = Gate(gated.gates / f"{whose}.{boundary.gate}.{boundary.when}", every=True)
         if not boundary.late:
             gate.close()
         asked, before = None, None if action == "init" else gated.active(name)
@@ -242,7 +250,9 @@ class Crashes:
             handle = await gated.start_reshard(name, self._others(name), ceremony=ceremony)
         else:
             handle = await gated.start_recover(name, ceremony=ceremony)
-        return Case(name, action, boundary, handle, gate, ceremony, before, asked)
+        case = Case(name, action, boundary, handle, gate, ceremony, before, asked)
+        self.cases.append(case)
+        return case
 
     async def _push(self, case: Case) -> None:
         await self.gated.reach(case.handle, "quorum", limit=60)
@@ -269,32 +279,43 @@ class Crashes:
             found = self.gated.ledger.protections(case.name)
             active = [one.ceremony for one in found if one.status == "active"]
             old, new = [case.before.ceremony] if case.before else [], [case.ceremony]
-            if case.boundary.activity in _HOLDING_UP_NOBODY:
+            if not case.boundary.holds_up:
                 assert active in (old, new), case
             else:
                 assert active == (new if case.boundary.committed and case.action != "unseal" else old), case
+
+    def check_again(self) -> None:
+        """Of every MasterKey that was protected, one protection of its purpose is in force."""
+        for case in self.cases:
+            active = [one.ceremony for one in self.gated.ledger.protections(case.name) if one.status == "active"]
+            assert len(active) == 1 or (active == [] and case.before is None), case
 
     def open(self) -> None:
         """Let everybody go on."""
         for case in self.cases:
             case.gate.open()
 
-    async def finish(self, *, unsealed: int = 4) -> None:
+    async def finish(self, *, unsealed: int = 4, refused_in: Sequence[str] = ()) -> None:
         """Every ceremony completes; what it made is in force, once, and opens; its record was written once.
 
         Args:
             unsealed: of how many the MasterKey is received; the others are opened by the next ceremony that changes
                 them.
+            refused_in: phases in which a ceremony may also end, with a reason, and with nothing changed.
         """
         cases, self.cases = self.cases, []
         for case in cases:
             if not case.boundary.late:
-                phases = ("quorum", "protecting", "releasing", "reconstructing", "proving", "committing", "done")
+                phases = ("quorum", "protecting", "releasing", "reconstructing", "proving", "committing", *ENDS)
                 if (await self.gated.reach(case.handle, *phases, limit=60)).phase == "quorum":
                     await self._approve(case)
-        wrong = [why for case in cases if (why := await self._outcome(case))]
-        assert wrong == []
+        ends = {case.ceremony: await self._outcome(case) for case in cases}
+        wrong = [f"{case}: {why}" for case in cases if (why := ends[case.ceremony])]
+        assert all(case.boundary.phase in refused_in for case in cases if ends[case.ceremony]), wrong
         await self.collect()
+        for case in [one for one in cases if ends[one.ceremony]]:
+            self._stands_refused(case)
+        cases = [case for case in cases if not ends[case.ceremony]]
         for case in cases:
             self._recorded_once(case)
         changed = [case for case in cases if case.action != "unseal"]
@@ -310,7 +331,7 @@ class Crashes:
         try:
             result: Any = await ended(case.handle, 120)
         except WorkflowFailureError as error:
-            return f"{case}: {error.cause}"
+            return str(error.cause)
         await clean(case.handle, killed=True)
         if case.asked is not None:
             received = self.gated.receive(case.asked, UnsealResult.model_validate(result), self.made[case.name])
@@ -333,6 +354,16 @@ class Crashes:
             task_queue=names.ORCHESTRATOR_QUEUE,
         )
         await ended(handle)
+
+    def _stands_refused(self, case: Case) -> None:
+        """It is closed with a reason, and changed nothing."""
+        record, found = self.gated.ledger.ceremony(case.ceremony), self.gated.ledger.protections(case.name)
+        assert record.outcome in ("refused", "failed", "expired"), case
+        assert record.detail, case
+        assert [one.ceremony for one in found if one.status == "active"] == (
+            [case.before.ceremony] if case.before else []
+        ), case
+        assert "staged" not in {one.status for one in found}, case
 
     def _recorded_once(self, case: Case) -> None:
         """One active protection, nothing staged, the ceremony closed, and every event once."""

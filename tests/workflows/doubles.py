@@ -47,6 +47,7 @@ from workflows.contracts.messages import (
     DekAnswer,
     Delivered,
     DescribeKey,
+    DrillRequest,
     ExportBundle,
     GenerateDataKey,
     HoldSession,
@@ -153,8 +154,7 @@ class Doubles:
     @activity.defn(name=names.UNWRAP_DATA_KEY)
     async def unwrap_data_key(self, request: UnwrapDataKey) -> DekAnswer:
         self.calls.append(request.keystore)
-        if (error := self.unwrap(request.keystore)) is not None:
-            raise as_failure(error)
+        await self._asked(request.keystore, self.unwrap)
         return DekAnswer(response=Signed(document="a", signature="b"), ciphertext="", wrapped_dek="")
 
     @activity.defn(name=names.GENERATE_DATA_KEY)
@@ -410,12 +410,13 @@ class Clock:
         """The time."""
         return await self.environment.get_current_time()
 
-    async def start(self, request: InitRequest | UnsealRequest | RecoverRequest) -> Handle:
+    async def start(self, request: InitRequest | UnsealRequest | RecoverRequest | DrillRequest) -> Handle:
         """Start a ceremony."""
-        action = request.ceremony.split(".")[1]
+        ceremony = str(request.ceremony)
+        action = ceremony.split(".")[1]
         workflow = "DisasterRecoveryWorkflow" if action == "recover" else f"{action.capitalize()}Workflow"
         return await self.environment.client.start_workflow(
-            workflow, request, id=names.workflow_id(request.ceremony), task_queue=names.ORCHESTRATOR_QUEUE
+            workflow, request, id=names.workflow_id(ceremony), task_queue=names.ORCHESTRATOR_QUEUE
         )
 
     async def plan(self, handle: Handle) -> Plan:

@@ -4,7 +4,8 @@ The workers are the product's own roles in processes of their own, with an inter
 activities. A test asks for a gate with a file, `gates/WHOSE.ACTIVITY.before` or `.after` (whose: a MasterKey's
 name for what changes it, else a ceremony's id): the next activity of that kind stops before its work, or after
 its work and before its answer. It renames the file to `....reached` and waits until the test removes that. What
-writes down a phase can be told by it, as `record_events@proving`.
+writes down a phase can be told by it, as `record_events@proving`. A file that says `every` stops also those of that
+kind that come after it, the same one tried again among them.
 
 By hand: `python -m tests.workflows.gated GATES CONFIG ROLE [KEYSTORE...]`.
 """
@@ -37,6 +38,7 @@ from workers.embedded.process import Service, launch_service, wait_until_ready
 from workers.embedded.stack import KeystoreSetup, Stack
 
 VAULT = "vault-4"
+EVERY = "every"
 _WHOSE = re.compile(r"^masterkey/([a-z0-9-]+)(\.[a-z]+\.[0-9a-f]+)?")
 
 
@@ -77,10 +79,11 @@ class _Gate(ActivityInboundInterceptor):
             await asyncio.sleep(0.05)
 
     def _reach(self, name: str) -> Path | None:
+        reached = self._folder / f"{name}.reached"
         try:
-            return (self._folder / name).rename(self._folder / f"{name}.reached")
+            return (self._folder / name).rename(reached)
         except FileNotFoundError:
-            return None
+            return reached if reached.exists() and reached.read_text(encoding="ascii") == EVERY else None
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Gate:
     """A gate that a test has asked for."""
 
     file: Path
+    every: bool = False
 
     @property
     def reached(self) -> bool:
@@ -96,7 +100,9 @@ class Gate:
 
     def close(self) -> None:
         """Ask for it."""
-        self.file.touch()
+        new = self.file.with_name(self.file.name + ".new")
+        new.write_text(EVERY if self.every else "", encoding="ascii")
+        new.rename(self.file)
 
     def open(self) -> None:
         """Let the activity go on, or take the gate away."""
@@ -107,6 +113,9 @@ class Gate:
 @dataclass
 class GatedStack(Stack):
     """A stack whose workers stop at gates."""
+
+    bundles: bool = False
+    """Recorded histories name no folder of this machine."""
 
     @property
     def gates(self) -> Path:

@@ -353,7 +353,11 @@ async def clean(handle: Handle, *, killed: bool = False) -> WorkflowHistory:
     ]
     # "Unhandled command" is no fault: something arrived while the last task ended, and the server asks again.
     benign = WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND
-    said = [f"{one.failure.message} {one.failure.stack_trace}" for one in failed if one.cause != benign]
-    assert said == []
+    said = [
+        f"{WorkflowTaskFailedCause.Name(one.cause)}: {one.failure.message} {one.failure.stack_trace}"
+        for one in failed
+        if one.cause != benign
+    ]
+    assert said == [], said
     assert killed or found["WORKFLOW_TASK_TIMED_OUT"] == 0, "a workflow task ran out of time"
     return history

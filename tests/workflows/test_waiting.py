@@ -11,7 +11,7 @@ import pytest
 
 from tests.workflows.doubles import Clock, Doubles, stop_here
 from tests.workflows.people import Handle, clean, failure
-from tests.world import NAMES, World
+from tests.world import KEYSTORES, NAMES, World
 from workflows.contracts.documents import Manifest
 from workflows.contracts.errors import (
     CeremonyEnded,
@@ -234,6 +234,7 @@ async def approved_recovery(clock: Clock, doubles: Doubles, who: Sequence[str], 
     return handle
 
 
+@pytest.mark.slow
 async def test_a_recovery_waits_for_days_for_its_quorum_and_its_keystores_and_then_completes(
     clock: Clock, doubles: Doubles
 ) -> None:
@@ -244,7 +245,8 @@ async def test_a_recovery_waits_for_days_for_its_quorum_and_its_keystores_and_th
         handle = await clock.start(doubles.recover_request())
         plan = await clock.plan(handle)
         status = await clock.status(handle)
-        assert status.detail == "primary: 1 of 4 shards answer, 3 are needed"
+        missing = "ks-1 is gone, ks-2 is unreachable, ks-3 is unreachable"
+        assert status.detail == f"primary: 1 of 4 shards answer, 3 are needed, {missing}"
         assert {one.keystore: one.state for one in status.health} == {
             "ks-1": "gone",
             "ks-2": "unreachable",
@@ -274,6 +276,50 @@ async def test_a_recovery_waits_for_days_for_its_quorum_and_its_keystores_and_th
     assert [closed.outcome for closed in doubles.closed] == ["done"]
     assert len(doubles.committed) == 1
     await clean(handle)
+
+
+@pytest.mark.slow
+async def test_while_nothing_is_known_to_be_lost_a_recovery_looks_again_and_proposes_once_it_is(
+    clock: Clock, doubles: Doubles
+) -> None:
+    doubles.count = 4
+    away = set(KEYSTORES)
+    lossy(doubles, "", away)
+    async with doubles.working(clock.environment):
+        handle = await clock.start(doubles.recover_request())
+        for _ in range(2):
+            await clock.environment.sleep(12 * HOUR)
+        status = await clock.reach(handle, "waiting")
+        assert status.detail.startswith("primary: 0 of 4 shards answer, 3 are needed, ks-1 is unreachable, ks-2 is un")
+        assert status.plan is None
+        lossy(doubles, "ks-4", away)
+        away.clear()
+        await clock.environment.sleep(HOUR)
+        plan = await clock.plan(handle)
+        assert plan.target is not None
+        assert [one.keystore for one in plan.target.shards] == ["ks-1", "ks-2", "ks-3", "ks-5"]
+        for name in ("alice", "bob", "carol"):
+            await handle.signal("approve", doubles.decision(name, plan, await clock.now(), FORTNIGHT))
+        await handle.result()
+    # What did not change was not written down again.
+    assert doubles.events.count("keystore-assessed") == 10
+    assert len((await clean(handle)).events) < 3500
+
+
+@pytest.mark.slow
+async def test_keystores_that_stay_away_for_a_week_end_a_recovery_saying_which(clock: Clock, doubles: Doubles) -> None:
+    doubles.count = 4
+    lossy(doubles, "", set(KEYSTORES[1:]))
+    async with doubles.working(clock.environment):
+        handle = await clock.start(doubles.recover_request())
+        error = await failure(handle)
+    assert isinstance(error, QuorumUnreachable)
+    missing = "ks-2 is unreachable, ks-3 is unreachable, ks-4 is unreachable"
+    assert error.message == f"the deadline passed; primary: 1 of 4 shards answer, 3 are needed, {missing}"
+    history = await clean(handle)
+    took = history.events[-1].event_time.ToDatetime() - history.events[0].event_time.ToDatetime()
+    assert abs(took - 7 * DAY) < timedelta(hours=1)
+    assert len(history.events) < 20_000
 
 
 async def test_a_recovery_that_nobody_decides_ends_saying_who_did_not(clock: Clock, doubles: Doubles) -> None:

@@ -54,6 +54,8 @@ class Stack:
     genesis: str = ""
     metrics_port: int | None = None
     """Where the orchestrator serves Prometheus metrics, if anywhere."""
+    bundles: bool = True
+    """Whether the orchestrator writes a bundle after every commit, into `bundles`."""
     one_keystore_process: bool = False
     """Serve all keystores from one process: quicker to start, for tests that are not about separation."""
 
@@ -101,10 +103,9 @@ class Stack:
 
     def write_configurations(self) -> None:
         """One file for each role, with only what that role may have."""
-        orchestrator: dict[str, Mapping[str, Any]] = {
-            "ledger": {"url": "sqlite:///masterkey.db"},
-            "bundle": {"directory": "bundles"},
-        }
+        orchestrator: dict[str, Mapping[str, Any]] = {"ledger": {"url": "sqlite:///masterkey.db"}}
+        if self.bundles:
+            orchestrator["bundle"] = {"directory": "bundles"}
         if self.metrics_port is not None:
             orchestrator["metrics"] = {"listen": f"127.0.0.1:{self.metrics_port}"}
         self.write_configuration("orchestrator", orchestrator)
