@@ -11,8 +11,9 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from workflows.contracts import names
+    from workflows.contracts.canonical import Signed, digest
     from workflows.contracts.documents import KeystoreState, Manifest, Plan
-    from workflows.contracts.errors import PlanInvalid
+    from workflows.contracts.errors import MasterKeyError, PlanInvalid
     from workflows.contracts.messages import (
         Begun,
         ExecuteOrder,
@@ -20,16 +21,20 @@ with workflow.unsafe.imports_passed_through():
         NoteOrder,
         OrderRequest,
         OrderResult,
+        ReportState,
     )
     from workflows.contracts.roster import Roster
 
+from workflows.concurrency import gather
+from workflows.keystore_calls import call_keystore
 from workflows.opening import source_of
-from workflows.protecting import Protecting, choose_strongroom
+from workflows.protecting import Protecting, choose_strongroom, read_statement
 from workflows.quorum import Quorum
 from workflows.resharding import old_keys
 from workflows.telling import keys_of, tell_keystores
 
 _PATIENCE = timedelta(minutes=2)
+_SURVEY_PATIENCE = timedelta(seconds=10)
 _DONE = {
     "lift": "the stops are lifted",
     "retire": "the protection is retired",
@@ -55,16 +60,48 @@ class OrderWorkflow(Protecting):
         request = self._request
         begun = await self.begin(request.manifest, all_active=request.action != "lift")
         roster = Roster.parse(begun.roster.encode())
-        plan = self._make_plan(begun, roster)
+        stops = await self._stops(begun, roster) if request.action == "lift" else None
+        plan = self._make_plan(begun, roster, stops)
         self.quorum = Quorum(plan, roster, custody=(), threshold=0)
         await self.record_plan(plan, "quorum")
         await self.wait_for_quorum("quorum")
         await self.enter("ordering", flush=True)
         return await self.to_its_end(self._execute(begun, plan, roster, self.quorum))
 
-    def _make_plan(self, begun: Begun, roster: Roster) -> Plan:
+    async def _stops(self, begun: Begun, roster: Roster) -> tuple[str, ...]:
+        """The stops that are in force anywhere, also those that the ledger does not know.
+
+        A keystore may remember one that it was not told the lift of, or that is newer than the bundle that this
+        ledger was made from.
+        """
+        nonce = workflow.uuid4().hex
+        about = digest(bytes.fromhex(nonce))
+
+        async def ask(name: str) -> tuple[str, ...]:
+            try:
+                request = ReportState(keystore=name, nonce=nonce)
+                signed = await call_keystore(
+                    names.REPORT_STATE, name, request, Signed, patience=_SURVEY_PATIENCE, attempts=2
+                )
+                said = read_statement(signed, name, roster, about)
+            except MasterKeyError as error:
+                self.progress(name, "failed", error)
+                return ()
+            self.progress(name, "answered")
+            return next((one.stops for one in said.master_keys if one.master_key == self.master_key), ())
+
+        reported = await gather([ask(one.name) for one in roster.keystores if one.offline is None])
+        found = {stop.digest for stop in begun.stops} | {stop for stops in reported for stop in stops}
+        if not found:
+            raise PlanInvalid(
+                f"no stop of {self.master_key} is in force: neither the ledger nor a keystore that answers knows one",
+                next_step="look at `masterkey status`; a keystore that does not answer may remember one",
+            )
+        return tuple(sorted(found))
+
+    def _make_plan(self, begun: Begun, roster: Roster, stops: tuple[str, ...] | None) -> Plan:
         stored, action = begun.protection, self._request.action
-        if (stored is None) != (action == "lift") or (action == "lift" and not begun.stops):
+        if (stored is None) != (action == "lift"):
             raise PlanInvalid(f"there is nothing to {action}")
         manifest = Manifest.parse(stored.manifest.document.encode()) if stored else None
         quorum = roster.governance_of(self.master_key).quorum
@@ -80,7 +117,7 @@ class OrderWorkflow(Protecting):
             roster=begun.roster_digest,
             created=self.now(),
             expires=self.now() + timedelta(seconds=self._request.quorum_timeout_seconds),
-            stops=tuple(stop.digest for stop in begun.stops) if action == "lift" else None,
+            stops=stops,
         )
 
     async def _execute(self, begun: Begun, plan: Plan, roster: Roster, quorum: Quorum) -> OrderResult:

@@ -240,7 +240,9 @@ class DisasterRecoveryWorkflow(Resharding):
             error=type(error).__name__,
             reason=error.message,
         )
-        self.detail = f"{error.diagnostics}; or choose another plan with `masterkey recover --ceremony {self.ceremony}`"
+        self.detail = (
+            f"{error.diagnostics}; or choose another plan: `masterkey recover {self.master_key} --ceremony ...`"
+        )
 
 
 class _AnotherPlan(Exception):

@@ -38,11 +38,12 @@ with workflow.unsafe.imports_passed_through():
 
 from workflows.ceremony import Ceremony
 from workflows.concurrency import gather
+from workflows.protecting import Protecting
 from workflows.telling import keys_of, tell_keystores
 
 
 @workflow.defn
-class SealWorkflow(Ceremony):
+class SealWorkflow(Protecting):
     """One stop of one MasterKey."""
 
     @workflow.init
@@ -100,6 +101,8 @@ class SealWorkflow(Ceremony):
         detail += f"; not told: {', '.join(deaf)}" if deaf else "; every keystore refuses"
         detail += f"; {len(silent)} recipients did not answer" if silent else ""
         await self.close("done", detail)
+        # A ledger that is made from a bundle shall know of this stop.
+        await self.export_bundle(final=True)
         return SealResult(
             ceremony=self.ceremony,
             master_key=self.master_key,

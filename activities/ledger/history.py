@@ -232,8 +232,10 @@ def _lift(history: History, event: EventRecord, body: Lifted) -> None:
     _ceremony(history, event)
     for stop in body.stops:
         found = history.stops.get(stop)
-        if found is None or found.master_key != event.master_key:
-            raise wrong(event, "it lifts a stop that was never ordered")
+        if found is None:
+            continue  # Keystores remembered it, and that ledger did not; the quorum named it all the same.
+        if found.master_key != event.master_key:
+            raise wrong(event, "it lifts a stop of another MasterKey")
         if found.lifted_at is None:
             history.stops[stop] = replace(found, lifted_at=event.at, lifted_by=event.ceremony)
     history.orders.append((event, body))

@@ -28,7 +28,7 @@ def begin(ledger: Ledger, chain: RosterChain, request: BeginCeremony) -> Begun:
 
     Raises:
         NameTaken: init of a name that exists.
-        NotKnown: there is no such MasterKey, no such protection, or no stop to lift.
+        NotKnown: there is no such MasterKey, or no such protection.
         PlanInvalid: the protection that an order is about is not in the state for it.
         ApprovalInvalid: a stop that no custodian signed, or of another MasterKey or ceremony.
         Stopped: a custodian has ordered that this MasterKey is served to nobody.
@@ -46,8 +46,6 @@ def begin(ledger: Ledger, chain: RosterChain, request: BeginCeremony) -> Begun:
     in_force = ledger.stops.in_force(master_key)
     if in_force and action in _REFUSED_WHILE_STOPPED:
         raise stopped(in_force[0], roster)
-    if action == "lift" and not in_force:
-        raise NotKnown(f"no stop of {master_key} is in force", next_step="nothing is to be lifted")
     if request.manifest is not None and action in ("retire", "destroy"):
         ledger.orders.check(master_key, action, request.manifest)
     active = _active(ledger, request)

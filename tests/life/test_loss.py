@@ -129,11 +129,16 @@ def test_a_bundle_from_before_a_reshard_or_a_stop_is_noticed_by_what_the_keystor
     # A stop that the ledger forgot is remembered where it counts.
     assert stop(wreck, name)[0] == 0
     lose(wreck, database=True, temporal=True)
+    # The bundle of before it: nothing but the keystores knows of the stop.
     assert bring_back(wreck, new, *approvals(wreck, new))[0] == 0
     child = wreck.stack.background("unseal", name, "--deadline-hours", "0.005", "--exec", "--", "true")
     wreck.approve(_started(child), QUORUM)
     out, _ = child.communicate(timeout=60)
     assert json.loads(out)["error"] == "Stopped"
+    # And the quorum can lift it all the same.
+    lifted = change(wreck, "seal", name, QUORUM, "--lift")
+    assert len(lifted["stops"]) == 1
+    unseal(wreck, name, QUORUM)
 
 
 def _started(child: Any) -> str:

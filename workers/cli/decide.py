@@ -132,7 +132,7 @@ async def _statement(ceremony: str, key: Path, decision: Literal["approve", "rej
     client = await connect()
     found = await ceremony_client.status(client, ceremony)
     deadline = time.monotonic() + _PLANNING_SECONDS
-    while found.plan is None and found.phase == "planning" and time.monotonic() < deadline:
+    while found.plan is None and found.phase in ("planning", "assessing") and time.monotonic() < deadline:
         await asyncio.sleep(0.2)
         found = await ceremony_client.status(client, ceremony)
     if found.plan is None:
@@ -192,7 +192,11 @@ async def _say_stops(master_key: str, digests: Sequence[str]) -> None:
     say("\n  these stops are lifted:")
     for digest in digests:
         told = known.get(digest)
-        words = f"{told['ordered_by']}, {told['issued']}: {told['reason'] or 'no reason given'}" if told else "UNKNOWN"
+        words = (
+            f"{told['ordered_by']}, {told['issued']}: {told['reason'] or 'no reason given'}"
+            if told
+            else "one that only keystores know"
+        )
         say(f"    {words}  ({digest})")
 
 

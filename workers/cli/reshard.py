@@ -158,7 +158,9 @@ def _say_order(result: OrderResult) -> None:
     if result.action == "destroy":
         say("copies elsewhere (bundles, backups) still open for whoever controls these key versions; destroy them too:")
         for old in result.old_keys:
-            say(f"  {old.keystore}: {old.key_id}" + (f" version {old.key_version}" if old.key_version else ""))
+            version = f" version {old.key_version}" if old.key_version else ""
+            use = "  (DO NOT: in use by what is in force; rotate this key and reshard first)" if old.in_use else ""
+            say(f"  {old.keystore}: {old.key_id}{version}{use}")
 
 
 def say_told(keystores: Any) -> None:
