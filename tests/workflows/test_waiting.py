@@ -434,3 +434,16 @@ async def test_another_plan_ends_the_wait_at_once_and_needs_its_own_approvals(cl
     assert Manifest.parse(result.manifest.document.encode()).count == 2
     assert doubles.events.count("plan-withdrawn") == 1
     await clean(handle)
+
+
+async def test_a_refusal_that_leaves_too_few_shards_ends_a_recovery_at_once(clock: Clock, doubles: Doubles) -> None:
+    doubles.count = 4
+    lossy(doubles, "ks-1", set())
+    async with doubles.working(clock.environment):
+        handle = await clock.start(doubles.recover_request())
+        plan = await clock.plan(handle)
+        await handle.signal("approve", doubles.decision("dave", plan, await clock.now(), FORTNIGHT, "reject"))
+        error = await failure(handle)
+    assert isinstance(error, CeremonyEnded)
+    assert error.message == "refused by dave: the quorum can no longer be reached"
+    await clean(handle)

@@ -1,0 +1,44 @@
+"""The quorum's own rules, at their edges."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.world import World
+from workflows.contracts.canonical import Signed
+from workflows.contracts.documents import Plan
+from workflows.quorum import Quorum
+
+CUSTODY = (("alice",), ("bob",), ("carol",), ("dave",))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World.make(tmp_path)
+
+
+@pytest.fixture
+def plan(world: World) -> Plan:
+    return world.init_plan(world.target())
+
+
+def test_in_the_very_second_of_its_end_an_approval_counts_and_is_not_counted_anew(world: World, plan: Plan) -> None:
+    # Else the same event would be recorded twice, with two signatures, which the ledger refuses.
+    quorum, end = Quorum(plan, world.roster, (), 0), plan.created + timedelta(seconds=5)
+    signed = world.approval("alice", plan, expires=end)
+    assert quorum.add(signed, plan.created).state == "accepted"
+    again = Signed(document=signed.document, signature=signed.signature + "\n")
+    assert quorum.add(again, end).state == "duplicate"
+    assert list(quorum.approvals(end)) == ["alice"]
+    assert quorum.approvals(end + timedelta(seconds=1)) == {}
+
+
+def test_a_refusal_counts_against_the_shards_that_can_be_opened_at_all(world: World, plan: Plan) -> None:
+    quorum = Quorum(plan, world.roster, CUSTODY, 3)
+    quorum.add(world.approval("dave", plan, decision="reject"), plan.created)
+    assert not quorum.unreachable()
+    assert quorum.unreachable(without=[1])
+    assert not quorum.unreachable(without=[4])
