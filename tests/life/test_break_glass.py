@@ -20,6 +20,8 @@ from tests.support import eventually
 from workers.embedded.components import component_keystores
 from workers.embedded.stack import COMMAND, Stack, to_toml
 
+pytestmark = pytest.mark.timeout(600)
+
 PAPER = "paper-erin"
 CLOUDS = ("aws-fra", "azure-ams", "gcp-zrh")
 NAME = "eu10"
@@ -114,7 +116,6 @@ def laptop(wreck: Wreck) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_nothing_but_the_bundle_an_hsm_and_a_custodians_own_key_brings_the_masterkey_back(wreck: Wreck) -> None:
     laptop(wreck)
     bundle = wreck.folder / "the-bundle.json"

@@ -15,6 +15,8 @@ from tests.life.test_recover import QUORUM, keystores
 from tests.life.test_reshard import change, unseal
 from tests.life.test_stop import stop
 
+pytestmark = pytest.mark.timeout(600)
+
 APPROVERS = ("alice", "bob", "carol")
 
 

@@ -13,6 +13,8 @@ from tests.conftest import Installation
 from tests.life.test_reshard import approve_waiting, change, unseal
 from tests.support import eventually
 
+pytestmark = pytest.mark.timeout(600)
+
 QUORUM = ["alice", "bob", "carol"]
 
 

@@ -12,6 +12,8 @@ from tests.conftest import Installation
 from tests.e2e.test_main_job import READ_AND_DERIVE
 from tests.support import eventually
 
+pytestmark = pytest.mark.timeout(600)
+
 
 def unseal(installation: Installation, name: str, who: list[str], *words: str) -> tuple[dict[str, Any], str]:
     """Unseal with these approvals; the answer, and what the receiving program says."""

@@ -22,6 +22,8 @@ from workflows.contracts import names
 from workflows.contracts.canonical import seconds
 from workflows.contracts.documents import Stop
 
+pytestmark = pytest.mark.timeout(600)
+
 HOLD_ON = (
     "import os, pathlib, sys, time; os.read(int(os.environ['MASTERKEY_FD']), 64);"
     "pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(600)"
