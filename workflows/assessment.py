@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Literal
 
 from temporalio import workflow
 
@@ -21,7 +20,7 @@ with workflow.unsafe.imports_passed_through():
         KeystoreThrottled,
         MasterKeyError,
     )
-    from workflows.contracts.messages import KeystoreHealth, LastProof
+    from workflows.contracts.messages import HealthState, KeystoreHealth, LastProof
     from workflows.contracts.roster import Roster
 
 from workflows.concurrency import gather
@@ -29,18 +28,7 @@ from workflows.proof import prove_data_key
 from workflows.protecting import describe_key
 from workflows.resharding import Active
 
-State = Literal[
-    "healthy",
-    "throttled",
-    "denied",
-    "disabled",
-    "pending-deletion",
-    "gone",
-    "unreachable",
-    "corrupt",
-    "offline",
-    "refused",
-]
+State = HealthState
 
 GONE: tuple[State, ...] = ("gone", "corrupt")
 """What does not come back by itself or by an administrator's hand."""

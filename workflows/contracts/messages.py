@@ -537,6 +537,20 @@ class Wanted(Message):
     unwraps: tuple[UnwrapDataKey, ...] = ()
 
 
+HealthState = Literal[
+    "healthy",
+    "throttled",
+    "denied",
+    "disabled",
+    "pending-deletion",
+    "gone",
+    "unreachable",
+    "corrupt",
+    "offline",
+    "refused",
+]
+
+
 class KeystoreHealth(Message):
     """What an assessment found of one keystore.
 
@@ -546,18 +560,7 @@ class KeystoreHealth(Message):
     """
 
     keystore: str
-    state: Literal[
-        "healthy",
-        "throttled",
-        "denied",
-        "disabled",
-        "pending-deletion",
-        "gone",
-        "unreachable",
-        "corrupt",
-        "offline",
-        "refused",
-    ]
+    state: HealthState
     detail: str = ""
     since: Time | None = None
     proven: Time | None = None
