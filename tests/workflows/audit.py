@@ -131,18 +131,12 @@ def _activity(command: ScheduleActivity, event: HistoryEvent) -> list[str]:
         "queue": (_queue(command), found.task_queue.name),
         "input": (_data(command.arguments), _data(found.input.payloads)),
         "schedule-to-close": _set(command.schedule_to_close_timeout, found.schedule_to_close_timeout),
-        "start-to-close": (_shorter(command), _seconds(found.start_to_close_timeout)),
+        "start-to-close": _set(command.start_to_close_timeout, found.start_to_close_timeout),
         "heartbeat": _set(command.heartbeat_timeout, found.heartbeat_timeout),
         "first retry": _set(command.retry_policy.initial_interval, found.retry_policy.initial_interval),
         "attempts": (command.retry_policy.maximum_attempts, found.retry_policy.maximum_attempts),
     }
     return _differences(f"event {event.event_id}, activity {command.activity_type}", pairs)
-
-
-def _shorter(command: ScheduleActivity) -> float:
-    # The server lets no attempt last longer than all of them may.
-    whole, one = _seconds(command.schedule_to_close_timeout), _seconds(command.start_to_close_timeout)
-    return min(one, whole) if whole else one
 
 
 def _queue(command: ScheduleActivity) -> str:

@@ -167,13 +167,14 @@ class Crashes:
     @contextmanager
     def losing(self, name: str) -> Iterator[None]:
         """Lose the key of a keystore under which a shard of this MasterKey lies; another is made in the end."""
-        shards = self.gated.active(name).shards
-        self.lost = next(one.keystore for one in shards if one.keystore.startswith("bao-"))
+        self.lost = next(one for one in self._keystores(name) if one.startswith("bao-"))
         self.gated.lose(self.lost)
         try:
             yield
         finally:
             self.gated.make_anew(self.lost)
+            # Whoever had a shard there and did not recover has one that does not open any more.
+            self._free = [name for name in self._free if self.lost not in self._keystores(name)]
             self.lost = ""
 
     async def masterkeys(self, number: int) -> list[str]:
@@ -186,7 +187,7 @@ class Crashes:
         """Make sure that the next MasterKeys, so many, lie in the same keystores; gives back one of them."""
         groups: dict[tuple[str, ...], list[str]] = {tuple(self.gated.keystores[:3]): []}
         for name in self._free:
-            groups.setdefault(tuple(sorted(one.keystore for one in self.gated.active(name).shards)), []).append(name)
+            groups.setdefault(tuple(sorted(self._keystores(name))), []).append(name)
         found = next((group for group in groups.values() if len(group) >= number), None)
         if found is None:
             found, self._free = next(iter(groups.values())), []
@@ -268,8 +269,11 @@ class Crashes:
 
     def _others(self, name: str) -> list[str]:
         """Three keystores, of which one is another than now."""
-        now = [one.keystore for one in self.gated.active(name).shards]
+        now = self._keystores(name)
         return [*now[1:], *(one for one in self.gated.keystores if one not in now)]
+
+    def _keystores(self, name: str) -> list[str]:
+        return [one.keystore for one in self.gated.active(name).shards]
 
     # --- what must be true ------------------------------------------------------------------------------------
 

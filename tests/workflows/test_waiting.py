@@ -388,7 +388,7 @@ async def test_a_recovery_into_a_keystore_that_cannot_prove_its_part_does_not_ou
         sessions, status = len(doubles.sessions), await clock.status(handle)
         assert status.phase in ("waiting", "reconstructing", "proving")
         assert "may not decrypt" in status.detail
-        assert "or choose another plan with `masterkey recover --ceremony" in status.detail
+        assert "or choose another plan: `masterkey recover eu10 --ceremony" in status.detail
         assert 20 < sessions < 80
         doubles.prove = lambda keystore: None
         result = ReshardResult.model_validate(await handle.result())
