@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,21 @@ from workers.embedded.openbao import OpenBao, start_openbao
 from workers.embedded.process import free_port
 from workers.embedded.stack import CUSTODIANS, KeystoreSetup, Stack
 
-NAMES = tuple(f"mk-{number}" for number in range(200))
+NAMES = tuple(f"mk-{number}" for number in range(1500))
 """MasterKeys that the recipient is enrolled for; each test takes fresh ones."""
+
+
+def fresh_names() -> Callable[[], str]:
+    """Whoever calls it gets the next of them."""
+    names = iter(NAMES)
+
+    def take() -> str:
+        # Not StopIteration: a coroutine that raises it says nothing of use.
+        name = next(names, None)
+        assert name is not None, f"the tests need more than {len(NAMES)} MasterKeys: raise NAMES"
+        return name
+
+    return take
 
 
 @dataclass
@@ -27,7 +40,8 @@ class Installation:
 
     stack: Stack
     bao: OpenBao
-    _names: Iterator[str] = field(default_factory=lambda: iter(NAMES))
+    fresh_name: Callable[[], str] = field(default_factory=fresh_names)
+    """A MasterKey name that no other test uses."""
 
     @property
     def folder(self) -> Path:
@@ -38,10 +52,6 @@ class Installation:
     def ledger(self) -> Ledger:
         """The orchestrator's ledger, opened by this process."""
         return Ledger(f"sqlite:///{self.folder / 'masterkey.db'}")
-
-    def fresh_name(self) -> str:
-        """A MasterKey name that no other test uses."""
-        return next(self._names)
 
     def init(self, name: str, mode: str = "sss", threshold: int = 3, count: int = 5) -> dict[str, Any]:
         """Create a MasterKey with three approvals, pin its KCV, and give back what `init` answered."""

@@ -68,18 +68,28 @@ def test_a_lift_lifts_what_it_names_once_and_later_stops_stay_in_force(ledger: L
     ledger.verify_chain()
 
 
-def test_a_lift_of_what_is_not_known_or_of_another_master_key_lifts_nothing(ledger: Ledger) -> None:
+def test_a_lift_of_a_stop_of_another_master_key_lifts_nothing(ledger: Ledger) -> None:
     make_master_key(ledger)
     make_master_key(ledger, "us20")
     ours, theirs = order_stop(ledger), order_stop(ledger, 1, "us20")
     ledger.open_ceremony(ceremony(LIFT, action="lift"), {})
-    for others in ((ours.digest, stop(9).digest), (ours.digest, theirs.digest)):
-        with pytest.raises(NotKnown):
-            ledger.stops.lift(LIFT, others)
+    with pytest.raises(NotKnown):
+        ledger.stops.lift(LIFT, (ours.digest, theirs.digest))
     assert len(ledger.stops.in_force()) == 2
+    assert "stops-lifted" not in types(ledger)
     ledger.close_ceremony(LIFT, "refused")
     with pytest.raises(CeremonyEnded):
         ledger.stops.lift(LIFT, (ours.digest,))
+
+
+def test_a_lift_also_names_stops_that_only_keystores_remember(ledger: Ledger) -> None:
+    make_master_key(ledger)
+    ours, forgotten = order_stop(ledger), stop(9)
+    ledger.open_ceremony(ceremony(LIFT, action="lift"), {})
+    ledger.stops.lift(LIFT, (ours.digest, forgotten.digest))
+    assert ledger.stops.in_force() == []
+    [event] = [event for event in ledger.events() if event.type == "stops-lifted"]
+    assert json.loads(event.body) == {"stops": sorted((ours.digest, forgotten.digest))}
 
 
 def test_an_altered_stop_is_noticed_when_it_is_read(ledger: Ledger, url: str) -> None:

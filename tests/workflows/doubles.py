@@ -410,6 +410,13 @@ class Clock:
         """The time."""
         return await self.environment.get_current_time()
 
+    async def sleep(self, duration: timedelta) -> None:
+        """Let time pass, in steps: the server answers at the end of each, and may not take long for one request."""
+        while duration > timedelta():
+            step = min(duration, timedelta(minutes=20))
+            await self.environment.sleep(step)
+            duration -= step
+
     async def start(self, request: InitRequest | UnsealRequest | RecoverRequest | DrillRequest) -> Handle:
         """Start a ceremony."""
         ceremony = str(request.ceremony)

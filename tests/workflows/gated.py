@@ -28,7 +28,7 @@ from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor, Worker
 
 from deploy.emulators.fault_proxy import FaultProxy, Reset, Rule
-from tests.conftest import NAMES
+from tests.conftest import NAMES, fresh_names
 from tests.workflows.people import House
 from workers import roles
 from workers.config import Configuration
@@ -176,8 +176,7 @@ class GatedHouse(House):
         except BaseException:
             stack.stop()
             raise
-        fresh = iter(NAMES)
-        return cls(stack, None, lambda: next(fresh), proxies=tuple(proxies), bao=bao)  # type: ignore[arg-type]
+        return cls(stack, None, fresh_names(), proxies=tuple(proxies), bao=bao)  # type: ignore[arg-type]
 
     def stop(self) -> None:
         """Stop everything."""

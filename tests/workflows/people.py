@@ -316,7 +316,17 @@ async def ended(handle: Handle, limit: float = 120.0) -> Any:
         try:
             return await asyncio.wait_for(handle.result(), 3)
         except TimeoutError:
-            assert time.monotonic() < deadline, "the workflow did not end in time"
+            if time.monotonic() > deadline:
+                raise AssertionError(f"the workflow did not end in time; {await _standing(handle)}") from None
+
+
+async def _standing(handle: Handle) -> str:
+    """Where a workflow stands, for whoever reads of it in a log."""
+    pending = (await handle.describe()).raw_description
+    last = [EventType.Name(event.event_type) for event in (await handle.fetch_history()).events[-4:]]
+    activities = [f"{one.activity_type.name} (attempt {one.attempt})" for one in pending.pending_activities]
+    task = pending.pending_workflow_task if pending.HasField("pending_workflow_task") else None
+    return f"{handle.id} ends with {last}; activities pending: {activities}; workflow task pending: {task}"
 
 
 async def failure(handle: Handle) -> MasterKeyError:

@@ -40,7 +40,7 @@ async def test_a_quorum_may_take_days(clock: Clock, doubles: Doubles) -> None:
         handle = await clock.start(doubles.init_request())
         plan = await clock.plan(handle)
         for name in NAMES[:3]:
-            await clock.environment.sleep(23 * HOUR)
+            await clock.sleep(23 * HOUR)
             await handle.signal("approve", doubles.decision(name, plan, await clock.now(), 3 * DAY))
         error = await failure(handle)
     assert isinstance(error, PlanInvalid)
@@ -79,10 +79,10 @@ async def test_an_approval_that_expired_on_the_second_day_must_be_given_again(cl
         handle = await clock.start(doubles.init_request())
         plan = await clock.plan(handle)
         await handle.signal("approve", doubles.decision("alice", plan, await clock.now(), 25 * HOUR))
-        await clock.environment.sleep(24 * HOUR)
+        await clock.sleep(24 * HOUR)
         await handle.signal("approve", doubles.decision("bob", plan, await clock.now(), DAY))
         assert (await clock.status(handle)).needed == "1 more of the governance quorum of 3"
-        await clock.environment.sleep(2 * HOUR)
+        await clock.sleep(2 * HOUR)
         assert (await clock.status(handle)).needed == "2 more of the governance quorum of 3"
         await handle.signal("approve", doubles.decision("carol", plan, await clock.now(), DAY))
         status = await clock.status(handle)
@@ -96,7 +96,7 @@ async def test_three_refusals_on_the_third_day_end_it(clock: Clock, doubles: Dou
     async with doubles.working(clock.environment):
         handle = await clock.start(doubles.init_request())
         plan = await clock.plan(handle)
-        await clock.environment.sleep(50 * HOUR)
+        await clock.sleep(50 * HOUR)
         for name in NAMES[2:]:
             await handle.signal("approve", doubles.decision(name, plan, await clock.now(), DAY, "reject"))
         error = await failure(handle)
@@ -130,7 +130,7 @@ async def test_an_unseal_waits_for_clouds_that_are_away_for_hours(clock: Clock, 
     doubles.unwrap = unwrap
     async with doubles.working(clock.environment):
         handle = await approved_unseal(clock, doubles, 3 * DAY)
-        await clock.environment.sleep(back - current)
+        await clock.sleep(back - current)
         status = await clock.status(handle)
         assert status.phase in ("waiting", "releasing")
         assert {k.keystore for k in status.keystores if k.state == "failed"} == away
@@ -174,7 +174,7 @@ async def test_an_unseal_outlives_a_strongroom_that_is_away_for_hours(clock: Clo
     doubles.open = lambda: SessionLost("no strongroom") if gone else None
     async with doubles.working(clock.environment):
         handle = await approved_unseal(clock, doubles, DAY)
-        await clock.environment.sleep(2 * HOUR)
+        await clock.sleep(2 * HOUR)
         assert (await clock.status(handle)).phase in ("waiting", "releasing")
         gone.clear()
         result = UnsealResult.model_validate(await handle.result())
@@ -194,11 +194,11 @@ async def test_approvals_that_expire_while_clouds_are_away_are_asked_for_again(c
         plan = await clock.plan(handle)
         for name in NAMES[:3]:
             await handle.signal("approve", doubles.decision(name, plan, await clock.now(), HOUR))
-        await clock.environment.sleep(2 * HOUR)
+        await clock.sleep(2 * HOUR)
         status = await clock.status(handle)
         assert (status.phase, status.missing) == ("waiting", NAMES)
         asked = len(doubles.calls)
-        await clock.environment.sleep(2 * HOUR)
+        await clock.sleep(2 * HOUR)
         assert len(doubles.calls) == asked, "nothing is asked of a keystore without a quorum"
         away.clear()
         for name in NAMES[1:4]:
@@ -229,7 +229,7 @@ async def approved_recovery(clock: Clock, doubles: Doubles, who: Sequence[str], 
     handle = await clock.start(doubles.recover_request(**more))
     plan = await clock.plan(handle)
     for name in who:
-        await clock.environment.sleep(20 * HOUR)
+        await clock.sleep(20 * HOUR)
         await handle.signal("approve", doubles.decision(name, plan, await clock.now(), FORTNIGHT))
     return handle
 
@@ -259,13 +259,13 @@ async def test_a_recovery_waits_for_days_for_its_quorum_and_its_keystores_and_th
         assert [one.keystore for one in plan.target.shards] == ["ks-5", "ks-2", "ks-3", "ks-4"]
         for name in ("alice", "bob", "carol"):
             await handle.signal("approve", doubles.decision(name, plan, await clock.now(), FORTNIGHT))
-            await clock.environment.sleep(20 * HOUR)
+            await clock.sleep(20 * HOUR)
         # Alice counts for the governance quorum, but her shard is gone: dave's is the third.
         assert (await clock.status(handle)).needed == "custodians of 1 more shards of 3"
         assert doubles.sessions == []
         await handle.signal("approve", doubles.decision("dave", plan, await clock.now(), FORTNIGHT))
         for _ in range(6):
-            await clock.environment.sleep(HOUR)
+            await clock.sleep(HOUR)
         status = await clock.reach(handle, "waiting")
         assert {one.keystore for one in status.keystores if one.error == "KeystoreUnavailable"} == away
         asked = len(doubles.calls)
@@ -288,13 +288,13 @@ async def test_while_nothing_is_known_to_be_lost_a_recovery_looks_again_and_prop
     async with doubles.working(clock.environment):
         handle = await clock.start(doubles.recover_request())
         for _ in range(2):
-            await clock.environment.sleep(12 * HOUR)
+            await clock.sleep(12 * HOUR)
         status = await clock.reach(handle, "waiting")
         assert status.detail.startswith("primary: 0 of 4 shards answer, 3 are needed, ks-1 is unreachable, ks-2 is un")
         assert status.plan is None
         lossy(doubles, "ks-4", away)
         away.clear()
-        await clock.environment.sleep(HOUR)
+        await clock.sleep(HOUR)
         plan = await clock.plan(handle)
         assert plan.target is not None
         assert [one.keystore for one in plan.target.shards] == ["ks-1", "ks-2", "ks-3", "ks-5"]
@@ -384,7 +384,7 @@ async def test_a_recovery_into_a_keystore_that_cannot_prove_its_part_does_not_ou
         for name in NAMES:
             await handle.signal("approve", doubles.decision(name, plan, await clock.now(), FORTNIGHT))
         for _ in range(6):
-            await clock.environment.sleep(HOUR / 6)
+            await clock.sleep(HOUR / 6)
         sessions, status = len(doubles.sessions), await clock.status(handle)
         assert status.phase in ("waiting", "reconstructing", "proving")
         assert "may not decrypt" in status.detail
