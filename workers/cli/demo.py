@@ -21,6 +21,6 @@ def dev(
     folder: Annotated[Path, typer.Option(help="Holds databases, keys, configuration and logs.")] = Path("run"),
 ) -> None:
     """The embedded stack, kept up: Temporal with its web UI, ledger, emulators, all workers."""
-    from workers.demo import run_dev
+    from workers.dev import run_dev
 
     run_dev(folder)

@@ -1,0 +1,89 @@
+"""Inputs and answers of keystore workers' activities."""
+
+from __future__ import annotations
+
+from workflows.contracts.authority import Authority
+from workflows.contracts.canonical import Base64, Message, Name, Signed
+from workflows.contracts.documents import Index, Nonce
+
+
+class DescribeKey(Message):
+    """Ask a keystore worker which key it uses."""
+
+    keystore: Name
+
+
+class GenerateDataKey(Message):
+    """Ask a keystore worker for a fresh DEK, wrapped, and encrypted to a session."""
+
+    keystore: Name
+    index: Index
+    authority: Authority
+    session: Signed
+
+
+class UnwrapDataKey(Message):
+    """Ask a keystore worker to unwrap a DEK and encrypt it to a session."""
+
+    keystore: Name
+    index: Index
+    authority: Authority
+    session: Signed
+    manifest: Signed
+    wrapped_dek: Base64
+
+
+class DekAnswer(Message):
+    """A DEK encrypted to a session, the keystore worker's signature, and the wrapped DEK."""
+
+    response: Signed
+    ciphertext: Base64
+    wrapped_dek: Base64
+
+
+class CheckDataKey(Message):
+    """Ask a keystore worker to prove that it can still give back a DEK; releases nothing."""
+
+    keystore: Name
+    index: Index
+    manifest: Signed
+    wrapped_dek: Base64
+    nonce: Nonce
+
+
+class NoteCommit(Message):
+    """Tell a keystore worker which manifest is in force, so that it refuses what is older.
+
+    Attributes:
+        proofs: of every keystore of that protection, that it can give back its data key (`CheckResponse`).
+    """
+
+    keystore: Name
+    manifest: Signed
+    proofs: tuple[Signed, ...] = ()
+
+
+class NoteOrder(Message):
+    """Tell a keystore worker what a governance quorum has ordered: a lift, a retirement, or a destruction.
+
+    Attributes:
+        manifest: what the order is about; none for a lift.
+    """
+
+    keystore: Name
+    authority: Authority
+    manifest: Signed | None = None
+
+
+class StopServing(Message):
+    """Tell a keystore worker that a custodian has ordered to stop."""
+
+    keystore: Name
+    stop: Signed
+
+
+class ReportState(Message):
+    """Ask a keystore worker what it remembers."""
+
+    keystore: Name
+    nonce: Nonce
