@@ -20,6 +20,7 @@ from temporalio.client import (
     ScheduleAlreadyRunningError,
     ScheduleIntervalSpec,
     ScheduleSpec,
+    WorkflowExecution,
     WorkflowFailureError,
     WorkflowHandle,
     WorkflowUpdateFailedError,
@@ -136,6 +137,21 @@ async def ceremony(client: Client, ceremony_id: str) -> WorkflowHandle[Any, Any]
     async for found in client.list_workflows(f'{names.CEREMONY.name}="{ceremony_id}"'):
         return client.get_workflow_handle(found.id, run_id=found.run_id)
     raise NotKnown(f"there is no ceremony {ceremony_id}")
+
+
+async def runs(client: Client, ceremony_id: str) -> list[WorkflowExecution]:
+    """Every run of a ceremony's workflow that Temporal has, the oldest first.
+
+    Raises:
+        NotKnown: it has none.
+    """
+    found = [entry async for entry in client.list_workflows(f'{names.CEREMONY.name}="{ceremony_id}"')]
+    if not found:
+        raise NotKnown(
+            f"Temporal has no workflow of ceremony {ceremony_id}",
+            next_step="histories are kept for as long as the namespace says: use a file, with --history",
+        )
+    return sorted(found, key=lambda entry: (entry.start_time, entry.run_id))
 
 
 async def status(client: Client, ceremony_id: str) -> CeremonyStatus:

@@ -86,9 +86,18 @@ def _read(event: EventRecord, chain: RosterChain, evidence: Evidence) -> None:
         for approval in own.approvals:
             if not isinstance(open_by_role(approval, chain), ImportApproval):
                 raise ApprovalInvalid("the approval to import is something else")
-    for came in (_signed(body, "delivery"), _signed(_object(body.get("ended")), "document")):
-        if came is not None and not _verifies(came, chain):
+    for came in _as_they_came(body):
+        if not _verifies(came, chain):
             evidence.doubts.append(f"event {event.seq} ({event.type}) holds a signature that does not verify")
+
+
+def signed_documents(event: EventRecord) -> list[Signed]:
+    """Every signed document in an event, unverified."""
+    body = _object(event.body)
+    recorded = [_signed(body, "document"), _signed(_object(body.get("request")), "document")]
+    approvals = body.get("approvals") if isinstance(body.get("approvals"), list) else []
+    recorded += [_signed(_object(one), "document") for one in approvals or ()]
+    return [one for one in recorded if one is not None] + _as_they_came(body)
 
 
 def open_by_role(signed: Signed, chain: RosterChain) -> Document:
@@ -125,6 +134,12 @@ _ROLES: dict[type[Document], Callable[[Roster, str], object]] = {
     RecipientRequest: Roster.recipient,
     Ended: Roster.recipient,
 }
+
+
+def _as_they_came(body: dict[str, Any]) -> list[Signed]:
+    """What was recorded without being verified: a delivery, an acknowledgement of a stop."""
+    came = (_signed(body, "delivery"), _signed(_object(body.get("ended")), "document"))
+    return [one for one in came if one is not None]
 
 
 def _verifies(signed: Signed, chain: RosterChain) -> bool:

@@ -15,9 +15,9 @@ from temporalio.client import WorkflowHistory
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
-from tests.workflows.audit import audit
 from tests.workflows.record_histories import FOLDER, load
 from workers import roles
+from workers.replay import audit
 from workflows.contracts import names
 
 HISTORIES = sorted(FOLDER.glob("*.json"))

@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from workers.cli import (
+    audit,
     bundle,
     ceremonies,
     contribute,
@@ -64,6 +65,7 @@ app.command("contribute")(contribute.contribute)
 app.add_typer(offline.app, name="offline")
 app.command("drill")(drill.drill)
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(audit.app, name="audit")
 app.command("seal")(seal.seal)
 app.command("reshard")(reshard.reshard)
 app.command("destroy")(reshard.destroy)

@@ -36,7 +36,7 @@ def export(
     from workflows.contracts.canonical import digest
 
     configuration = OPTIONS.load()
-    exported = make(_ledger(configuration), configuration.roster_source())
+    exported = make(own_ledger(configuration), configuration.roster_source())
     if file is not None:
         try:
             write_file(file, exported.data)
@@ -62,21 +62,8 @@ def export(
 @app.command("verify")
 def verify(file: FileArgument) -> None:
     """Verify a bundle: every signature, hash and rule. Needs no ledger and no network, only the pinned roster."""
-    verified = _verified(OPTIONS.load(), file)
-
-    def text() -> None:
-        say(f"{file} verifies: {verified.terms.bundle}")
-        say(f"last event {verified.terms.created:%Y-%m-%d %H:%M:%S} UTC, number {verified.terms.head.events}")
-        say(f"roster version {verified.chain.current.number}, {verified.chain.digest}")
-        for entry in verified.master_keys:
-            stopped = f", STOPPED by {entry.stops} orders" if entry.stops else ""
-            say(f"{entry.name}: KCV {entry.kcv}, highest epoch {entry.epoch}{stopped}")
-            for one in entry.protections:
-                say(f"  epoch {one.epoch} {one.status} {one.purpose}: {one.mode} {one.threshold} of {one.count}")
-        for doubt in verified.doubts:
-            say(f"note: {doubt}")
-
-    answer(_told(verified), text)
+    verified = verified_file(OPTIONS.load(), file)
+    answer(describe(verified), lambda: say_verified(str(file), verified))
 
 
 @app.command("approve")
@@ -96,7 +83,7 @@ def approve(
     from workflows.contracts.signatures import fingerprint
 
     configuration = OPTIONS.load()
-    verified = _verified(configuration, file)
+    verified = verified_file(configuration, file)
     chain, now = agreed_roster(verified.chain, _own_roster(configuration)), seconds(datetime.now(UTC))
     document = ImportApproval(
         terms=verified.terms,
@@ -138,9 +125,9 @@ def import_(
     from activities.ledger.importing import import_bundle
 
     configuration = OPTIONS.load()
-    verified = _verified(configuration, file)
+    verified = verified_file(configuration, file)
     ours, approvals = _own_roster(configuration), [_approval(path) for path in approval or ()]
-    ledger = _ledger(configuration)
+    ledger = own_ledger(configuration)
     served = run(_ask_keystores(verified))
     done = import_bundle(ledger, verified, roster=ours, approvals=approvals, served=served)
     if ours is None:
@@ -159,7 +146,7 @@ def import_(
 
     asked = served is not None
     told = {"added": done.added, "approved_by": list(done.approved_by), "keystores_asked": asked}
-    answer({**_told(verified), **told}, text)
+    answer({**describe(verified), **told}, text)
 
 
 async def _ask_keystores(verified: Verified) -> Served | None:
@@ -181,7 +168,23 @@ async def _ask_keystores(verified: Verified) -> Served | None:
     return found.master_keys
 
 
-def _ledger(configuration: Configuration) -> Ledger:
+def say_verified(what: str, verified: Verified) -> None:
+    """Tell what verified, and what it holds."""
+    say(f"{what} verifies: {verified.terms.bundle}")
+    say(f"last event {verified.terms.created:%Y-%m-%d %H:%M:%S} UTC, number {verified.terms.head.events}")
+    say(f"head {verified.terms.head.digest}")
+    say(f"roster version {verified.chain.current.number}, {verified.chain.digest}")
+    for entry in verified.master_keys:
+        stopped = f", STOPPED by {entry.stops} orders" if entry.stops else ""
+        say(f"{entry.name}: KCV {entry.kcv}, highest epoch {entry.epoch}{stopped}")
+        for one in entry.protections:
+            say(f"  epoch {one.epoch} {one.status} {one.purpose}: {one.mode} {one.threshold} of {one.count}")
+    for doubt in verified.doubts:
+        say(f"note: {doubt}")
+
+
+def own_ledger(configuration: Configuration) -> Ledger:
+    """The configured ledger; raises ConfigurationInvalid if there is none, or not of this code's schema."""
     from activities.ledger.store import Ledger
 
     ledger = Ledger(configuration.ledger_url())
@@ -207,7 +210,8 @@ def _write_roster(configuration: Configuration, verified: Verified) -> None:
     say(f"wrote {path}: roster version {verified.chain.current.number}, from the bundle")
 
 
-def _verified(configuration: Configuration, file: Path) -> Verified:
+def verified_file(configuration: Configuration, file: Path) -> Verified:
+    """A bundle, verified from the roster that is pinned here; raises NotKnown or BundleInvalid."""
     from activities.ledger.bundle import check_size
     from activities.ledger.verification import verify as check
 
@@ -233,7 +237,8 @@ def _approval(path: Path) -> Signed:
         raise ApprovalInvalid(f"{path} is no approval", next_step="make one: masterkey bundle approve") from None
 
 
-def _told(verified: Verified) -> dict[str, Any]:
+def describe(verified: Verified) -> dict[str, Any]:
+    """What verified, as JSON."""
     terms = verified.terms
     return {
         "bundle": terms.bundle,
