@@ -139,13 +139,16 @@ async def _status(name: str | None) -> None:
             say(f"  KCV {manifest.kcv}; manifest signed by a strongroom of the roster on {manifest.created:%Y-%m-%d}")
             for shard in manifest.shards:
                 custody = f", released by {' or '.join(shard.custodians)}" if shard.custodians else ""
-                say(f"  shard {shard.binding.index}: {shard.binding.keystore} ({shard.binding.key_id}){custody}")
+                version = f", version {shard.binding.key_version}" if shard.binding.key_version else ""
+                key = f"{shard.binding.key_id}{version}"
+                say(f"  shard {shard.binding.index}: {shard.binding.keystore} ({key}){custody}")
             if classical := [shard.mechanism for shard in manifest.shards if shard.mechanism in CLASSICAL]:
                 kinds = " and ".join(sorted(set(classical)))
                 say(f"  note: {len(classical)} data keys are wrapped with {kinds}, which is not post-quantum")
             if entry.destroy_after is not None and entry.status == "retired":
                 say(f"  its ciphertexts are destroyed after {entry.destroy_after}")
-            if len({m.mode for m, e in found if m.master_key == manifest.master_key and e.status == "active"}) > 1:
+            active = {m.mode for m, e in found if m.master_key == manifest.master_key and e.status == "active"}
+            if entry.status == "active" and len(active) > 1:
                 say("  note: an active seal protection beside an sss one lowers the whole to seal")
         if not found:
             say("there is no MasterKey yet")
