@@ -188,5 +188,5 @@ def test_people_are_told_in_words(host: Host) -> None:
     host.export()
     command = [sys.executable, "-m", "workers.cli", "bundle", "verify", "out.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "out.json verifies: sha256:" in done.stdout
+    assert "out.json verifies; the digest of its bundle is sha256:" in done.stdout
     assert "epoch 1 active primary: sss 2 of 3" in done.stdout

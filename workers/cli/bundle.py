@@ -170,7 +170,7 @@ async def _ask_keystores(verified: Verified) -> Served | None:
 
 def say_verified(what: str, verified: Verified) -> None:
     """Tell what verified, and what it holds."""
-    say(f"{what} verifies: {verified.terms.bundle}")
+    say(f"{what} verifies; the digest of its bundle is {verified.terms.bundle}")
     say(f"last event {verified.terms.created:%Y-%m-%d %H:%M:%S} UTC, number {verified.terms.head.events}")
     say(f"head {verified.terms.head.digest}")
     say(f"roster version {verified.chain.current.number}, {verified.chain.digest}")
