@@ -8,44 +8,21 @@ custodians' signatures in it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from pydantic import ValidationError
-from temporalio.api.common.v1 import Payload
-from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowHistory
 
-from activities.ledger.bodies import (
-    OWN,
-    Body,
-    Closed,
-    Committed,
-    Destroyed,
-    Lifted,
-    PlanMade,
-    Retired,
-    Staged,
-    read_body,
-)
+from activities.ledger.bodies import OWN
+from activities.ledger.evidence import read_object
 from activities.ledger.records import EventRecord
-from workers.replay import audit as replay
-from workflows.contracts import names
-from workflows.contracts.authority import parse_plan
-from workflows.contracts.canonical import Message, canonical_json
-from workflows.contracts.errors import NotKnown
-from workflows.contracts.messages import CloseCeremony, Commit, Event, ExecuteOrder, RecordEvents, Stage
-from workflows.contracts.messages import PlanMade as PlanToRecord
+from workers import replay
+from workers.expectations import HOLDING, Expectations
+from workers.histories import calls, ceremony_of, check_shape, ended_outside, workflow_of
 
-M = TypeVar("M", bound=Message)
-
-_OUTSIDE = {
-    EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED: "terminated",
-    EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT: "timed out",
-}
+_ABANDONED = {"outcome": "failed", "detail": "ended from outside before it was done"}
+"""How the next ceremony that changes the same MasterKey closes the record of one that was terminated."""
+_HOLD = "HoldWorkflow"
 
 
 @dataclass(frozen=True)
@@ -53,216 +30,108 @@ class Run:
     """A workflow history, and what an audit of it found.
 
     Attributes:
-        ceremony: the id that the workflow was started with, or made for itself.
+        ceremony: what it was about; empty for a workflow that is no ceremony.
+        outside: how somebody else than the workflow ended it; empty if nobody did.
+        running: it has not ended.
         differences: what the code would have done otherwise; empty if it does exactly the same.
     """
 
     history: WorkflowHistory
     ceremony: str
     workflow: str
-    run_id: str
-    events: int
+    outside: str
+    running: bool
     differences: tuple[str, ...]
 
-    @property
-    def workflow_id(self) -> str:
-        """Its id."""
-        return self.history.workflow_id
+
+@dataclass(frozen=True)
+class Compared:
+    """What an event log says of a ceremony, compared with its workflows.
+
+    Attributes:
+        differences: what does not agree.
+        notes: what could not be compared.
+    """
+
+    differences: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
-async def audit_run(history: WorkflowHistory) -> Run:
+async def audit_run(history: WorkflowHistory, *, running: bool = False, ceremony: str | None = None) -> Run:
     """Replay one history.
 
-    Raises:
-        NotKnown: it is not the history of a ceremony of ours.
-    """
-    first = history.events[0] if history.events else None
-    if first is None or not first.HasField("workflow_execution_started_event_attributes"):
-        raise NotKnown("the history does not begin with a workflow's start", next_step="fetch it whole, from event 1")
-    started = first.workflow_execution_started_event_attributes
-    differences = await replay(history)
-    if ended := _OUTSIDE.get(history.events[-1].event_type):
-        differences = [f"the workflow was {ended}, from outside: what it would have done then is not known"]
-    return Run(
-        history=history,
-        ceremony=_ceremony(history),
-        workflow=started.workflow_type.name,
-        run_id=started.original_execution_run_id,
-        events=len(history.events),
-        differences=tuple(differences),
-    )
-
-
-def read_history(path: Path) -> WorkflowHistory:
-    """A history in Temporal's JSON form, as `audit replay --out` and `temporal workflow show -o json` write it.
+    Args:
+        history: of any workflow of ours.
+        running: it may end anywhere.
+        ceremony: the one that was asked for; another is a difference.
 
     Raises:
-        NotKnown: the file cannot be read, or is none.
+        NotKnown: it is no history that can be gone through.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        events = json.loads(text)["events"]
-        workflow_id = str(events[0]["workflowExecutionStartedEventAttributes"]["workflowId"])
-        return WorkflowHistory.from_json(workflow_id, text)
-    except OSError as error:
-        raise NotKnown(f"cannot read the history {path}: {error.strerror}", next_step="name another file") from None
-    except Exception as error:  # noqa: BLE001 - whatever protobuf's JSON parser finds wrong with a stranger's file
-        raise NotKnown(
-            f"{path} is no workflow history with its workflow's id ({type(error).__name__})",
-            next_step="write one: masterkey audit replay CEREMONY --out FOLDER",
-        ) from None
+    check_shape(history)
+    outside, found = ended_outside(history), ceremony_of(history)
+    differences = await replay.in_a_process(history, whole=not running and not outside)
+    if outside:
+        differences.append(f"the workflow was {outside}, from outside: what it would have done then is not known")
+    if ceremony is not None and found != ceremony:
+        differences.append(f"this is the history of {found or 'no ceremony'}, not of {ceremony}")
+    return Run(history, found, workflow_of(history), outside, running, tuple(differences))
 
 
-# --- what the workflow had written down, and what is written ------------------------------------------------
-
-
-@dataclass
-class _Asked:
-    """What a ceremony's workflows asked the ledger to write; what is `done` was answered."""
-
-    events: dict[str, Event] = field(default_factory=dict)
-    done: set[str] = field(default_factory=set)
-    plans: dict[str, bool] = field(default_factory=dict)
-    staged: dict[int, str] = field(default_factory=dict)
-    commits: dict[int, bool] = field(default_factory=dict)
-    orders: set[str] = field(default_factory=set)
-    closed: list[tuple[CloseCeremony, bool]] = field(default_factory=list)
-
-
-def compare_with_log(runs: Sequence[Run], log: Iterable[EventRecord]) -> list[str]:
+def compare_with_log(runs: Sequence[Run], log: Iterable[EventRecord]) -> Compared:
     """Compare what the workflows of one ceremony had written down with what the event log says of it.
 
     Args:
-        runs: of one ceremony; all that there are.
+        runs: of one ceremony: all that there are.
         log: the ceremony's events.
-
-    Returns:
-        What differs; nothing if the two agree.
     """
-    asked, events = _Asked(), list(log)
+    asked, events = Expectations(), list(log)
     for run in runs:
-        for kind, payload, done in _ledger_calls(run.history):
-            _remember(asked, kind, payload, done)
-    return [*_missing(asked, events), *_unasked(asked, events, runs[0].ceremony if runs else "")]
+        for call in calls(run.history):
+            asked.take(call)
+    notes = []
+    if any(run.running or run.outside for run in runs):
+        notes.append("what was asked for last may be in the event log or not")
+    holds, others = [run for run in runs if run.workflow == _HOLD], [run for run in runs if run.workflow != _HOLD]
+    left_out = [event for event in events if not (holds if event.key.startswith(HOLDING) else others)]
+    if left_out:
+        kinds = ", ".join(sorted({event.type for event in left_out}))
+        notes.append(f"{len(left_out)} events ({kinds}) are of workflows whose history was not given")
+    compared = [event for event in events if event not in left_out]
+    wrong = [*asked.unreadable, *_missing(asked, compared), *_other(asked, compared, runs)]
+    return Compared(tuple(wrong), tuple(notes))
 
 
-def _remember(asked: _Asked, kind: str, payload: Payload, done: bool) -> None:
-    if kind in (names.RECORD_EVENTS, names.CLOSE_CEREMONY):
-        closing = _message(CloseCeremony, payload) if kind == names.CLOSE_CEREMONY else None
-        for event in closing.events if closing else _message(RecordEvents, payload).events:
-            asked.events[event.key] = event
-            if done:
-                asked.done.add(event.key)
-        if closing:
-            asked.closed.append((closing, done))
-    elif kind == names.RECORD_PLAN:
-        plan = parse_plan(_message(PlanToRecord, payload).plan).digest
-        asked.plans[plan] = asked.plans.get(plan, False) or done
-    elif kind == names.STAGE_PROTECTION:
-        stage = _message(Stage, payload)
-        asked.staged[stage.attempt] = stage.protection.manifest.digest
-    elif kind == names.COMMIT_PROTECTION:
-        attempt = _message(Commit, payload).attempt
-        asked.commits[attempt] = asked.commits.get(attempt, False) or done
-    elif kind == names.EXECUTE_ORDER:
-        asked.orders.add(_message(ExecuteOrder, payload).action)
-
-
-def _missing(asked: _Asked, events: Sequence[EventRecord]) -> list[str]:
-    """What the workflow knows to be written, and the log does not have."""
+def _missing(asked: Expectations, events: Sequence[EventRecord]) -> list[str]:
     keys = {event.key for event in events}
-    bodies = [body for event in events if (body := read_body(event)) is not None]
-    plans = {parse_plan(body.plan).digest for body in bodies if isinstance(body, PlanMade)}
-    committed = {body.attempt for body in bodies if isinstance(body, Committed)}
-    missing = [f"event {key!r} was recorded, and is not in the event log" for key in sorted(asked.done - keys)]
-    missing += [
-        f"plan {plan} is not in the event log" for plan, done in asked.plans.items() if done and plan not in plans
+    return [
+        f"{some[0].type} ({key}) was recorded, and is not in the event log"
+        for key, some in sorted(asked.by_key.items())
+        if key not in keys and any(one.needed for one in some)
     ]
-    missing += [
-        f"the commit of attempt {attempt} is not in the event log"
-        for attempt, done in asked.commits.items()
-        if done and attempt not in committed
-    ]
-    if any(done for _, done in asked.closed) and not any(isinstance(body, Closed) for body in bodies):
-        missing.append("the ceremony's end is not in the event log")
-    return missing
 
 
-def _unasked(asked: _Asked, events: Sequence[EventRecord], ceremony: str) -> list[str]:
-    """What the log has, and no workflow of the ceremony asked for."""
+def _other(asked: Expectations, events: Sequence[EventRecord], runs: Sequence[Run]) -> list[str]:
     wrong = []
     for event in events:
-        if event.ceremony != ceremony:
+        some = asked.by_key.get(event.key, [])
+        complaints = [one.complaint(event) for one in some]
+        if "" in complaints or _by_others(asked, event, runs):
             continue
-        where = f"event {event.seq} ({event.type})"
-        if not event.key.startswith(OWN):
-            found = asked.events.get(event.key)
-            if found is None:
-                wrong.append(f"{where} is in the event log, and the workflow did not record it")
-            elif (found.type, canonical_json(found.body).decode()) != (event.type, event.body):
-                wrong.append(f"{where} says something else than the workflow recorded")
-            continue
-        if complaint := _complaint(asked, read_body(event)):
-            wrong.append(f"{where}: {complaint}")
+        # A second run of the same ceremony asks for what the ledger refuses: the first one's word counts as well.
+        complaint = complaints[0] if complaints else "it is in the event log, and the workflow did not record it"
+        wrong.append(f"event {event.seq} ({event.type}): {complaint}")
     return wrong
 
 
-def _complaint(asked: _Asked, body: Body | None) -> str:
-    """Why the workflow cannot have asked for one of the ledger's own events; empty if it can."""
-    match body:
-        case PlanMade() if parse_plan(body.plan).digest not in asked.plans:
-            return "the workflow made no such plan"
-        case Committed() if body.attempt not in asked.commits:
-            return f"the workflow did not commit attempt {body.attempt}"
-        case Staged() if asked.staged.get(body.attempt) != body.digest:
-            return f"the workflow staged another protection, or none, as attempt {body.attempt}"
-        case Destroyed() if body.scheduled is None and "destroy" not in asked.orders:
-            return "the workflow ordered no destruction"
-        case Retired() if not isinstance(body, Destroyed) and "retire" not in asked.orders:
-            return "the workflow ordered no retirement"
-        case Lifted() if "lift" not in asked.orders:
-            return "the workflow lifted nothing"
-        case Closed() if not _closed_so(asked, body):
-            return f"the workflow did not end it so ({body.outcome}: {body.detail})"
-    return ""
+def _by_others(asked: Expectations, event: EventRecord, runs: Sequence[Run]) -> bool:
+    """Whether the ledger itself, or the next ceremony, wrote an event."""
+    if not event.key.startswith(OWN):
+        return False
+    said = read_object(event.body)
+    if event.type == "staged-discarded":
+        return isinstance(said.get("discarded"), list) and set(map(str, said["discarded"])) <= asked.staged
+    return event.type == "ceremony-closed" and said == _ABANDONED and any(run.outside for run in runs)
 
 
-def _closed_so(asked: _Asked, body: Closed) -> bool:
-    return any((one.outcome, one.detail) == (body.outcome, body.detail) for one, _ in asked.closed)
-
-
-def _ledger_calls(history: WorkflowHistory) -> Iterator[tuple[str, Payload, bool]]:
-    """Each activity with an input: its type, its input, and whether it was completed."""
-    done = {
-        event.activity_task_completed_event_attributes.scheduled_event_id
-        for event in history.events
-        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED
-    }
-    for event in history.events:
-        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
-            found = event.activity_task_scheduled_event_attributes
-            if found.input.payloads:
-                yield found.activity_type.name, found.input.payloads[0], event.event_id in done
-
-
-def _ceremony(history: WorkflowHistory) -> str:
-    """The ceremony of a workflow: named at its start, or in its first record, if it makes its own."""
-    started = history.events[0].workflow_execution_started_event_attributes.input.payloads
-    for payload in [*started[:1], *(payload for _, payload, _ in _ledger_calls(history))]:
-        try:
-            found = json.loads(payload.data)
-        except ValueError:
-            continue
-        if isinstance(found, dict) and isinstance(found.get("ceremony"), str):
-            return str(found["ceremony"])
-    return ""
-
-
-def _message(kind: type[M], payload: Payload) -> M:
-    try:
-        return kind.model_validate_json(payload.data)
-    except ValidationError:
-        raise NotKnown(f"the history holds a {kind.__name__} that this program cannot read") from None
-
-
-__all__ = ["Run", "audit_run", "compare_with_log", "read_history"]
+__all__ = ["Compared", "Run", "audit_run", "compare_with_log"]

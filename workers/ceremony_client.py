@@ -6,6 +6,7 @@ Arguments are validated here: bad start arguments would hang a workflow rather t
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -66,6 +67,7 @@ from workflows.failures import from_failure
 M = TypeVar("M", bound=Message)
 R = TypeVar("R")
 
+_CEREMONY = re.compile(r"[a-z0-9][a-z0-9.-]{0,127}")
 _COLLECTOR = "masterkey-collector"
 _POLL_SECONDS = 0.5
 _ASK_AGAIN_SECONDS = 1.5
@@ -145,13 +147,28 @@ async def runs(client: Client, ceremony_id: str) -> list[WorkflowExecution]:
     Raises:
         NotKnown: it has none.
     """
-    found = [entry async for entry in client.list_workflows(f'{names.CEREMONY.name}="{ceremony_id}"')]
+    found = []
+    if _CEREMONY.fullmatch(ceremony_id):
+        found = [entry async for entry in client.list_workflows(f'{names.CEREMONY.name}="{ceremony_id}"')]
     if not found:
         raise NotKnown(
             f"Temporal has no workflow of ceremony {ceremony_id}",
             next_step="histories are kept for as long as the namespace says: use a file, with --history",
         )
     return sorted(found, key=lambda entry: (entry.start_time, entry.run_id))
+
+
+async def holds(client: Client, ceremony_id: str) -> list[WorkflowExecution]:
+    """The workflows that waited, or wait, for a stop on behalf of whoever got a MasterKey in a ceremony."""
+    found: list[WorkflowExecution] = []
+    while True:
+        handle = client.get_workflow_handle(names.hold_id(ceremony_id, len(found) + 1))
+        try:
+            found.append(await handle.describe())
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                return found
+            raise
 
 
 async def status(client: Client, ceremony_id: str) -> CeremonyStatus:

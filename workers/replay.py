@@ -1,4 +1,4 @@
-"""An audit of a recorded ceremony: today's workflow code must issue every command of the history, to the byte.
+"""Replaying a workflow history: today's code must issue every command in it again.
 
 The SDK's Replayer alone accepts histories with other activity inputs, results and timers than the code would
 make, and histories that are cut short. Here the code runs over the history in production's sandbox, every
@@ -9,7 +9,12 @@ end, which must be there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import json
+import os
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -21,13 +26,15 @@ from temporalio.bridge.proto.workflow_activation import WorkflowActivation
 from temporalio.bridge.proto.workflow_commands import ScheduleActivity, WorkflowCommand
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 from temporalio.client import WorkflowHistory
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer, WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
 
 from workers import roles
+from workers.connection import DATA_CONVERTER
 from workflows.contracts.names import ORCHESTRATOR_QUEUE
 
 Commands = list[WorkflowCommand]
+
+_LIMIT_SECONDS, _SECONDS_PER_EVENT = 120.0, 0.02
 
 _CLOSING = {
     EventType.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED: "complete_workflow_execution",
@@ -76,30 +83,74 @@ class _Recorder(WorkflowRunner):
         self._sandbox.set_worker_level_failure_exception_types(types)
 
 
-async def audit(history: WorkflowHistory) -> list[str]:
-    """Compare a history with what the code does; the answer lists what differs, and is empty if nothing does."""
-    if not history.events or history.events[-1].event_type not in _CLOSING:
-        return ["the history does not end with the workflow's own end"]
+async def audit(history: WorkflowHistory, *, whole: bool = True) -> list[str]:
+    """Compare a history with what the code does; the answer lists what differs, and is empty if nothing does.
+
+    Args:
+        history: of any workflow of ours. One that was made up can make the SDK wait for ever: see `in_a_process`.
+        whole: it ends with the workflow's own end; else somebody ended it, or it goes on.
+    """
+    closed = history.events[-1].event_type in _CLOSING if history.events else False
+    if closed != whole:
+        return [f"the history {'ends' if closed else 'does not end'} with the workflow's own end"]
     recorder = _Recorder()
-    replayer = Replayer(workflows=roles.WORKFLOWS, workflow_runner=recorder, data_converter=pydantic_data_converter)
+    replayer = Replayer(workflows=roles.WORKFLOWS, workflow_runner=recorder, data_converter=DATA_CONVERTER)
     replayed = await replayer.replay_workflow(history, raise_on_replay_failure=False)
     if replayed.replay_failure is not None:
         return [f"the code does not replay: {str(replayed.replay_failure)[:300]}"]
-    return _compare(recorder.commands, history.events)
+    return _compare(recorder.commands, history.events, whole=whole)
 
 
-def _compare(commands: Commands, events: Sequence[HistoryEvent]) -> list[str]:
+async def in_a_process(history: WorkflowHistory, *, whole: bool = True) -> list[str]:
+    """As `audit`, in a process of its own, which is ended if it takes too long.
+
+    The SDK's core writes to standard output, and waits for ever on some histories that no server would have written.
+    """
+    limit = _LIMIT_SECONDS + _SECONDS_PER_EVENT * len(history.events)
+    told = json.dumps({"workflow_id": history.workflow_id, "whole": whole, "history": history.to_json()})
+    command = [sys.executable, "-m", "workers.replay"]
+    process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+    try:
+        out, said = await asyncio.wait_for(process.communicate(told.encode()), limit)
+    except TimeoutError:
+        return [f"the code does not replay: it has not come to an end in {limit:.0f} s"]
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    try:
+        found: list[str] = json.loads(out)
+    except ValueError:
+        last = said.decode(errors="replace").strip().rpartition("\n")[2]
+        return [f"the code does not replay: its process ended with {process.returncode} ({last[:200]})"]
+    return found
+
+
+def main() -> None:
+    """Audit the history on standard input; the answer, a list, is all that is written to standard output."""
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    told = json.loads(sys.stdin.read())
+    history = WorkflowHistory.from_json(told["workflow_id"], told["history"])
+    found = json.dumps(asyncio.run(audit(history, whole=told["whole"])))
+    with open(answer, "w", encoding="utf-8") as pipe:
+        pipe.write(found)
+    # Not sys.exit: the SDK's core may not let the interpreter go.
+    os._exit(0)
+
+
+def _compare(commands: Commands, events: Sequence[HistoryEvent], *, whole: bool) -> list[str]:
     return [
-        *_activities(commands, events),
-        *_timers(commands, events),
-        *_search_attributes(commands, events),
-        *_updates(commands, events),
-        *_signals(commands, events),
-        *_end(commands, events[-1]),
+        *_activities(commands, events, whole),
+        *_timers(commands, events, whole),
+        *_search_attributes(commands, events, whole),
+        *_updates(commands, events, whole),
+        *_signals(commands, events, whole),
+        *(_end(commands, events[-1]) if whole else []),
     ]
 
 
-def _activities(commands: Commands, events: Sequence[HistoryEvent]) -> list[str]:
+def _activities(commands: Commands, events: Sequence[HistoryEvent], whole: bool) -> list[str]:
     issued = {c.schedule_activity.activity_id: c.schedule_activity for c in _of(commands, "schedule_activity")}
     cancelled = {str(c.request_cancel_activity.seq) for c in _of(commands, "request_cancel_activity")}
     by_seq = {str(one.seq): one.activity_id for one in issued.values()}
@@ -120,23 +171,35 @@ def _activities(commands: Commands, events: Sequence[HistoryEvent]) -> list[str]
             if ids.get(number) not in cancelled_ids:
                 wrong.append(f"event {event.event_id}: the code does not cancel that activity")
     # What is scheduled and given up in one breath never reaches the server.
-    missing = set(issued) - seen - cancelled_ids
+    missing = set(issued) - seen - cancelled_ids if whole else set()
     return wrong + [f"activity {issued[one].activity_type} ({one}) is not in the history" for one in sorted(missing)]
 
 
 def _activity(command: ScheduleActivity, event: HistoryEvent) -> list[str]:
-    found = event.activity_task_scheduled_event_attributes
+    found, retry = event.activity_task_scheduled_event_attributes, command.retry_policy
+    # What the code leaves open, the server fills in.
+    longest = _seconds(command.schedule_to_start_timeout) or _seconds(command.schedule_to_close_timeout)
+    last_pause = _seconds(retry.maximum_interval) or 100 * _seconds(retry.initial_interval)
     pairs = {
         "type": (command.activity_type, found.activity_type.name),
         "queue": (_queue(command), found.task_queue.name),
         "input": (_data(command.arguments), _data(found.input.payloads)),
-        "schedule-to-close": _set(command.schedule_to_close_timeout, found.schedule_to_close_timeout),
-        "start-to-close": _set(command.start_to_close_timeout, found.start_to_close_timeout),
-        "heartbeat": _set(command.heartbeat_timeout, found.heartbeat_timeout),
-        "first retry": _set(command.retry_policy.initial_interval, found.retry_policy.initial_interval),
-        "attempts": (command.retry_policy.maximum_attempts, found.retry_policy.maximum_attempts),
+        "header": (_fields(command.headers), _fields(found.header.fields)),
+        "schedule-to-close": (_seconds(command.schedule_to_close_timeout), _seconds(found.schedule_to_close_timeout)),
+        "schedule-to-start": (longest, _seconds(found.schedule_to_start_timeout)),
+        "start-to-close": (_seconds(command.start_to_close_timeout), _seconds(found.start_to_close_timeout)),
+        "heartbeat": (_seconds(command.heartbeat_timeout), _seconds(found.heartbeat_timeout)),
+        "first retry": (_seconds(retry.initial_interval), _seconds(found.retry_policy.initial_interval)),
+        "backoff": (retry.backoff_coefficient, found.retry_policy.backoff_coefficient),
+        "longest pause": (last_pause, _seconds(found.retry_policy.maximum_interval)),
+        "attempts": (retry.maximum_attempts, found.retry_policy.maximum_attempts),
+        "final errors": (list(retry.non_retryable_error_types), list(found.retry_policy.non_retryable_error_types)),
     }
     return _differences(f"event {event.event_id}, activity {command.activity_type}", pairs)
+
+
+def _fields(header: Mapping[str, Payload]) -> dict[str, bytes]:
+    return {name: payload.data for name, payload in header.items()}
 
 
 def _queue(command: ScheduleActivity) -> str:
@@ -144,7 +207,7 @@ def _queue(command: ScheduleActivity) -> str:
     return ORCHESTRATOR_QUEUE if command.task_queue.startswith("replay-") else command.task_queue
 
 
-def _timers(commands: Commands, events: Sequence[HistoryEvent]) -> list[str]:
+def _timers(commands: Commands, events: Sequence[HistoryEvent], whole: bool) -> list[str]:
     issued = {str(c.start_timer.seq): c.start_timer for c in _of(commands, "start_timer")}
     cancelled = {str(c.cancel_timer.seq) for c in _of(commands, "cancel_timer")}
     wrong, seen = [], set()
@@ -163,10 +226,11 @@ def _timers(commands: Commands, events: Sequence[HistoryEvent]) -> list[str]:
             and event.timer_canceled_event_attributes.timer_id not in cancelled
         ):
             wrong.append(f"event {event.event_id}: the code does not cancel that timer")
-    return wrong + [f"timer {one} is not in the history" for one in sorted(set(issued) - seen - cancelled)]
+    missing = set(issued) - seen - cancelled if whole else set()
+    return wrong + [f"timer {one} is not in the history" for one in sorted(missing)]
 
 
-def _search_attributes(commands: Commands, events: Sequence[HistoryEvent]) -> list[str]:
+def _search_attributes(commands: Commands, events: Sequence[HistoryEvent], whole: bool) -> list[str]:
     issued = [
         {
             name: payload.data
@@ -184,10 +248,10 @@ def _search_attributes(commands: Commands, events: Sequence[HistoryEvent]) -> li
         for e in events
         if e.event_type == EventType.EVENT_TYPE_UPSERT_WORKFLOW_SEARCH_ATTRIBUTES
     ]
-    return _differences("search attributes", {"all": (issued, found)})
+    return _differences("search attributes", {"all": (_so_far(issued, found, whole), found)})
 
 
-def _updates(commands: Commands, events: Sequence[HistoryEvent]) -> list[str]:
+def _updates(commands: Commands, events: Sequence[HistoryEvent], whole: bool) -> list[str]:
     answers = [c.update_response for c in _of(commands, "update_response")]
     issued = [_data([answer.completed]) for answer in answers if answer.HasField("completed")]
     found = [
@@ -195,10 +259,10 @@ def _updates(commands: Commands, events: Sequence[HistoryEvent]) -> list[str]:
         for e in events
         if e.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_COMPLETED
     ]
-    return _differences("answers to updates", {"all": (issued, found)})
+    return _differences("answers to updates", {"all": (_so_far(issued, found, whole), found)})
 
 
-def _signals(commands: Commands, events: Sequence[HistoryEvent]) -> list[str]:
+def _signals(commands: Commands, events: Sequence[HistoryEvent], whole: bool) -> list[str]:
     answered = [c.signal_external_workflow_execution for c in _of(commands, "signal_external_workflow_execution")]
     issued = [(one.workflow_execution.workflow_id, one.signal_name, _data(one.args)) for one in answered]
     sent = [
@@ -207,7 +271,12 @@ def _signals(commands: Commands, events: Sequence[HistoryEvent]) -> list[str]:
         if e.event_type == EventType.EVENT_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_INITIATED
     ]
     found = [(one.workflow_execution.workflow_id, one.signal_name, _data(one.input.payloads)) for one in sent]
-    return _differences("signals to other ceremonies", {"all": (issued, found)})
+    return _differences("signals to other ceremonies", {"all": (_so_far(issued, found, whole), found)})
+
+
+def _so_far(issued: list[Any], found: list[Any], whole: bool) -> list[Any]:
+    """What a history that does not end by itself can have of what the code issued."""
+    return issued if whole else issued[: len(found)]
 
 
 def _end(commands: Commands, last: HistoryEvent) -> list[str]:
@@ -237,11 +306,6 @@ def _seconds(length: Duration) -> float:
     return float(length.ToTimedelta().total_seconds())
 
 
-def _set(issued: Duration, found: Duration) -> tuple[float, float]:
-    # What the code leaves open, the server fills in.
-    return (_seconds(issued), _seconds(found) if _seconds(issued) else 0.0)
-
-
 def _said(failure: Failure) -> tuple[Any, ...]:
     info = failure.application_failure_info
     return (failure.message, info.type, info.non_retryable, _data(info.details.payloads))
@@ -253,3 +317,7 @@ def _differences(where: str, pairs: dict[str, tuple[Any, Any]]) -> list[str]:
         for what, (issued, found) in pairs.items()
         if issued != found
     ]
+
+
+if __name__ == "__main__":
+    main()

@@ -130,6 +130,37 @@ def verify(session: Session) -> Head:
     return Head(count, last)
 
 
+def verified(session: Session) -> tuple[list[EventRecord], Head]:
+    """All events, and the head; of these very records the chain is recomputed.
+
+    Raises:
+        LedgerCorrupt: as `verify`.
+    """
+    head, last = verify(session), GENESIS
+    records = [to_record(row) for row in session.scalars(select(Event).order_by(Event.seq))]
+    for record in records:
+        if (record.previous, digest_of(record)) != (last, record.digest):
+            raise _broken(record.seq, "it was read twice, and not the same")
+        last = record.digest
+    if (len(records), last) != head:
+        raise _broken(head.events, "it was read twice, and not the same")
+    return records, head
+
+
+def digest_of(record: EventRecord) -> str:
+    """What an event's digest must be."""
+    return event_digest(
+        seq=record.seq,
+        ceremony=record.ceremony,
+        key=record.key,
+        master_key=record.master_key,
+        type_=record.type,
+        body=record.body,
+        at=format_time(record.at),
+        previous=record.previous,
+    )
+
+
 def _links(session: Session) -> Iterator[tuple[int, str, str, str]]:
     rows = session.execute(
         select(

@@ -67,12 +67,12 @@ def read_evidence(events: Iterable[EventRecord], chain: RosterChain) -> Evidence
 
 
 def _read(event: EventRecord, chain: RosterChain, evidence: Evidence) -> None:
-    body = _object(event.body)
+    body = read_object(event.body)
     if (signed := _signed(body, "document")) is not None:
         document = open_by_role(signed, chain)
+        if (what := strange(document, event)) is not None:
+            raise ApprovalInvalid(what)
         if isinstance(document, Approval):
-            if document.plan.ceremony != event.ceremony:
-                raise ApprovalInvalid("the approval is of another ceremony")
             evidence.plans.setdefault(document.plan_digest, document.plan)
             if document.decision == "approve":
                 evidence.approvals.setdefault(event.ceremony, {})[signed.digest] = (document, signed)
@@ -87,16 +87,44 @@ def _read(event: EventRecord, chain: RosterChain, evidence: Evidence) -> None:
             if not isinstance(open_by_role(approval, chain), ImportApproval):
                 raise ApprovalInvalid("the approval to import is something else")
     for came in _as_they_came(body):
-        if not _verifies(came, chain):
-            evidence.doubts.append(f"event {event.seq} ({event.type}) holds a signature that does not verify")
+        if (doubt := _doubt(came, event, chain)) is not None:
+            evidence.doubts.append(f"event {event.seq} ({event.type}) {doubt}")
+
+
+def strange(document: Document, event: EventRecord) -> str | None:
+    """Why a document does not belong to an event, or None if it does.
+
+    A stop is heeded in other ceremonies than its own, and its recipients answer from those by which they got the key.
+    """
+    if isinstance(document, Approval):
+        about, ceremony = document.plan.master_key, document.plan.ceremony
+    else:
+        about = getattr(document, "master_key", event.master_key)
+        ceremony = (
+            event.ceremony if isinstance(document, Stop | Ended) else getattr(document, "ceremony", event.ceremony)
+        )
+    if ceremony != event.ceremony:
+        return f"the {document.TYPE} document is of another ceremony"
+    return None if about == event.master_key else f"the {document.TYPE} document is of another MasterKey"
+
+
+def _doubt(came: Signed, event: EventRecord, chain: RosterChain) -> str | None:
+    try:
+        document = open_by_role(came, chain)
+    except ApprovalInvalid:
+        return "holds a signature that does not verify"
+    return "holds a document of another ceremony or MasterKey" if strange(document, event) else None
 
 
 def signed_documents(event: EventRecord) -> list[Signed]:
-    """Every signed document in an event, unverified."""
-    body = _object(event.body)
-    recorded = [_signed(body, "document"), _signed(_object(body.get("request")), "document")]
+    """Every signed document in an event, unverified.
+
+    Raises:
+        ApprovalInvalid: one cannot be text.
+    """
+    body = read_object(event.body)
     approvals = body.get("approvals") if isinstance(body.get("approvals"), list) else []
-    recorded += [_signed(_object(one), "document") for one in approvals or ()]
+    recorded = [_signed(body, "document"), *(_signed(read_object(one), "document") for one in approvals or ())]
     return [one for one in recorded if one is not None] + _as_they_came(body)
 
 
@@ -106,7 +134,7 @@ def open_by_role(signed: Signed, chain: RosterChain) -> Document:
     Raises:
         ApprovalInvalid: it is no document that anybody signs, or was not signed by one who may.
     """
-    type_ = _object(signed.document).get("type")
+    type_ = read_object(signed.document).get("type")
     for kind, role in _ROLES.items():
         if type_ == kind.TYPE:
             document, signer = open_signed(kind, signed)
@@ -137,20 +165,16 @@ _ROLES: dict[type[Document], Callable[[Roster, str], object]] = {
 
 
 def _as_they_came(body: dict[str, Any]) -> list[Signed]:
-    """What was recorded without being verified: a delivery, an acknowledgement of a stop."""
-    came = (_signed(body, "delivery"), _signed(_object(body.get("ended")), "document"))
+    """What was recorded without being verified: a request, a delivery, an acknowledgement of a stop."""
+    came = (
+        _signed(read_object(body.get("request")), "document"),
+        _signed(body, "delivery"),
+        _signed(read_object(body.get("ended")), "document"),
+    )
     return [one for one in came if one is not None]
 
 
-def _verifies(signed: Signed, chain: RosterChain) -> bool:
-    try:
-        open_by_role(signed, chain)
-    except ApprovalInvalid:
-        return False
-    return True
-
-
-def _object(text: Any) -> dict[str, Any]:
+def read_object(text: Any) -> dict[str, Any]:
     """The JSON object of a text, or the object that is one already; an empty one for anything else."""
     try:
         value = json.loads(text) if isinstance(text, str) else text
@@ -163,4 +187,15 @@ def _signed(body: dict[str, Any], name: str) -> Signed | None:
     document, signature = body.get(name), body.get("signature")
     if not isinstance(document, str) or not isinstance(signature, str):
         return None
+    if not _is_text(document) or not _is_text(signature):
+        raise ApprovalInvalid("what is signed is no text")
     return Signed.model_construct(document=document, signature=signature)
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: half of a surrogate pair, which JSON can hold, cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -37,6 +37,7 @@ from workflows.contracts.canonical import Signed
 from workflows.contracts.errors import NotKnown
 from workflows.contracts.names import workflow_id as usual_workflow_id
 
+_USUAL = re.compile(r"(.+)\.([a-z]+)\.[0-9a-f]{12}")
 _ACTION = re.compile(r"\.([a-z]+)\.[^.]+$")
 
 
@@ -54,12 +55,18 @@ class CeremonyPast:
 
 @dataclass(frozen=True)
 class ProtectionPast:
-    """A protection that was committed."""
+    """A protection that was committed.
+
+    Attributes:
+        destroys_after: when the ciphertexts of what it replaced are due for destruction, if ever.
+        destroy_after: when its own are.
+    """
 
     master_key: str
     ceremony: str
     said: Staged
     committed: datetime
+    destroys_after: datetime | None = None
     status: Literal["active", "retired", "destroyed"] = "active"
     destroy_after: datetime | None = None
 
@@ -117,6 +124,9 @@ def replay(events: Iterable[EventRecord]) -> History:
         body = read_body(event)
         if body is not None:
             _take(history, event, body)
+        past = history.ceremonies.get(event.ceremony)
+        if past is not None and past.master_key != event.master_key:
+            raise wrong(event, f"its ceremony is about {past.master_key}")
     return history
 
 
@@ -142,7 +152,10 @@ def _take(history: History, event: EventRecord, body: Body) -> None:
         case Opened():
             if event.ceremony in history.ceremonies:
                 raise wrong(event, "the ceremony was opened before")
-            history.ceremonies[event.ceremony] = past_of(event, body)
+            past, named = past_of(event, body), _USUAL.fullmatch(event.ceremony)
+            if named and named.groups() != (past.master_key, past.action):
+                raise wrong(event, "the ceremony is about something else than its id says")
+            history.ceremonies[event.ceremony] = past
         case Imported() | Held():
             return
         case RosterSeen():
@@ -202,7 +215,9 @@ def _commit(history: History, event: EventRecord, body: Committed) -> None:
         history.protections[active.said.digest] = ended
     elif body.destroy_after is not None:
         raise wrong(event, "it says when to destroy what it does not replace")
-    history.protections[body.digest] = ProtectionPast(event.master_key, event.ceremony, same, event.at)
+    history.protections[body.digest] = ProtectionPast(
+        event.master_key, event.ceremony, same, event.at, destroys_after=body.destroy_after
+    )
     first = known or MasterKeyPast(event.master_key, body.kcv, event.ceremony, event.at, body.epoch)
     history.master_keys[event.master_key] = replace(first, epoch=body.epoch)
 

@@ -5,7 +5,6 @@ A name is given only to a signature that verifies, by the roster; everything els
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,7 @@ from activities.ledger.bodies import (
     Staged,
     read_body,
 )
-from activities.ledger.evidence import open_by_role, signed_documents
+from activities.ledger.evidence import open_by_role, read_object, signed_documents, strange
 from activities.ledger.records import EventRecord
 from workflows.contracts.authority import parse_plan
 from workflows.contracts.canonical import Document, Signed
@@ -38,6 +37,15 @@ from workflows.contracts.signatures import open_signed
 UNVERIFIED = "UNVERIFIED"
 """Stands where a signature does not verify."""
 _DOCUMENTS = ("document", "signature", "plan", "delivery", "result", "wish", "ended")
+_SIGNED_TYPES = (
+    "approval-recorded",
+    "rejection-recorded",
+    "data-key-proven",
+    "stop-ordered",
+    "stop-heeded",
+    "holder-ended",
+    "masterkey-delivered",
+)
 _LONG = 200
 
 
@@ -58,23 +66,23 @@ class Line:
 
 def tell(event: EventRecord, chain: RosterChain) -> Line:
     """An event in words; one that cannot be read says so."""
-    signed = signed_documents(event)
-    opened = [_open(one, chain) for one in signed]
-    who = tuple(dict.fromkeys(name for name, _ in opened))
+    who: list[str] = []
+    documents: list[Document] = []
     try:
-        words = _own(event) or _theirs(event, [document for _, document in opened if document is not None])
+        for signed in signed_documents(event):
+            document, key = _open(signed, event, chain)
+            who.append(name_of(key, chain) if key else UNVERIFIED)
+            documents += [document] if document else []
+        if not who and event.type in _SIGNED_TYPES:
+            who.append(UNVERIFIED)
+        words = _own(event) or _theirs(event, documents)
     except (BundleInvalid, PlanInvalid, ApprovalInvalid) as error:
-        words = f"cannot be read: {error.message}"
-    return Line(event, who, words)
+        who, words = who or [UNVERIFIED], f"cannot be read: {error.message}"
+    return Line(event, tuple(dict.fromkeys(who)), words)
 
 
-def _open(signed: Signed, chain: RosterChain) -> tuple[str, Document | None]:
-    """Who signed a document, and what it says; never a name that was not verified."""
-    try:
-        document = open_by_role(signed, chain)
-        key = open_signed(type(document), signed)[1]
-    except ApprovalInvalid:
-        return UNVERIFIED, None
+def name_of(key: str, chain: RosterChain) -> str:
+    """The name that a key has or had in the roster, or the key's fingerprint."""
     for version in reversed(chain.versions):
         known = {
             **{one.fingerprint: one.name for one in version.custodians},
@@ -83,8 +91,18 @@ def _open(signed: Signed, chain: RosterChain) -> tuple[str, Document | None]:
             **{one.fingerprint: one.name for one in version.recipients},
         }
         if key in known:
-            return known[key], document
-    return key, document
+            return known[key]
+    return key
+
+
+def _open(signed: Signed, event: EventRecord, chain: RosterChain) -> tuple[Document | None, str]:
+    """What a document says, and who signed it; neither, if it does not verify or belongs elsewhere."""
+    try:
+        document = open_by_role(signed, chain)
+        key = open_signed(type(document), signed)[1]
+    except ApprovalInvalid:
+        return None, ""
+    return (None, "") if strange(document, event) else (document, key)
 
 
 def _own(event: EventRecord) -> str:
@@ -99,8 +117,8 @@ def _own(event: EventRecord) -> str:
 def _theirs(event: EventRecord, documents: list[Document]) -> str:
     """What an event of a workflow says: its documents in words, and its plain fields."""
     told = [_SIGNED[type(one)](one) for one in documents if type(one) in _SIGNED]
-    body = json.loads(event.body)
-    if not isinstance(body, dict):
+    body = read_object(event.body)
+    if not body and event.body != "{}":
         raise BundleInvalid("it is no object")
     fields = [f"{key.replace('_', ' ')} {_value(value)}" for key, value in body.items() if _shown(key, value)]
     return "; ".join([*(told or [event.type.replace("-", " ")]), *([", ".join(fields)] if fields else [])])
@@ -171,4 +189,4 @@ _SIGNED: dict[type[Document], Callable[[Any], str]] = {
     Stop: _stopped,
 }
 
-__all__ = ["UNVERIFIED", "Line", "tell"]
+__all__ = ["UNVERIFIED", "Line", "name_of", "tell"]

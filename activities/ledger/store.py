@@ -357,6 +357,14 @@ class Ledger:
         """
         return self._database.read(chain.verify)
 
+    def verified_events(self) -> tuple[list[EventRecord], Head]:
+        """All events, and where their chain ends: one snapshot, whose chain is recomputed.
+
+        Raises:
+            LedgerCorrupt: as `verify_chain`.
+        """
+        return self._database.read(chain.verified)
+
     def _append(
         self, session: Session, ceremony: str, events: Sequence[NewEvent], master_key: str
     ) -> list[EventRecord]:

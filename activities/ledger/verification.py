@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from activities.ledger.bundle import Bundle, BundleProtection, normal_signature, read_bundle, terms_of
-from activities.ledger.chain import event_digest
+from activities.ledger.chain import digest_of
 from activities.ledger.evidence import read_evidence
 from activities.ledger.history import History, ProtectionPast, replay
-from activities.ledger.records import GENESIS, EventRecord, MasterKeyRecord, ShardRecord
+from activities.ledger.records import GENESIS, MasterKeyRecord, ShardRecord
 from activities.ledger.warrants import Warrants, as_of
 from workflows.contracts.authority import check_manifest
 from workflows.contracts.bundle import ImportTerms
-from workflows.contracts.canonical import decode64, digest, encode64, format_time
+from workflows.contracts.canonical import decode64, digest, encode64
 from workflows.contracts.documents import Manifest, ManifestShard, Mode, Purpose
 from workflows.contracts.errors import BundleInvalid, MasterKeyError
 from workflows.contracts.roster import RosterChain, RosterFile, signers_of, verify_chain
@@ -127,7 +127,7 @@ def at(place: str) -> Iterator[None]:
 def _check_events(bundle: Bundle) -> None:
     last, seen = GENESIS, set()
     for number, event in enumerate(bundle.events, start=1):
-        if (event.seq, event.previous) != (number, last) or event.digest != _digest(event):
+        if (event.seq, event.previous) != (number, last) or event.digest != digest_of(event):
             raise BundleInvalid(f"the hash chain breaks at event {number}", subject=f"event {number}")
         if (event.ceremony, event.key) in seen:
             raise BundleInvalid(f"event {number} has the key of another", subject=f"event {number}")
@@ -137,19 +137,6 @@ def _check_events(bundle: Bundle) -> None:
         raise BundleInvalid("the head is not where the event log ends", subject="head")
     if bundle.created != bundle.events[-1].at:
         raise BundleInvalid("the date is not that of the last event", subject="created")
-
-
-def _digest(event: EventRecord) -> str:
-    return event_digest(
-        seq=event.seq,
-        ceremony=event.ceremony,
-        key=event.key,
-        master_key=event.master_key,
-        type_=event.type,
-        body=event.body,
-        at=format_time(event.at),
-        previous=event.previous,
-    )
 
 
 def _roster(bundle: Bundle, genesis: str, minimum: int) -> RosterChain:
@@ -187,7 +174,7 @@ def _protections(bundle: Bundle, chain: RosterChain, history: History, warrants:
         place = f"protection {past.said.protection}"
         with at(place):
             manifests[found] = _manifest(entries[found], chain, past, place)
-            warrants.check_protection(manifests[found])
+            warrants.check_protection(manifests[found], past)
     return manifests
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
 from activities.ledger.bodies import Lifted, Retired, wrong
 from activities.ledger.evidence import Evidence
-from activities.ledger.history import StopPast
+from activities.ledger.history import ProtectionPast, StopPast
 from activities.ledger.records import EventRecord
 from workflows.contracts.authority import (
     CLOCK_SKEW,
@@ -53,8 +54,10 @@ class Warrants:
     evidence: Evidence
     manifests: Mapping[str, Signed]
 
-    def check_protection(self, manifest: Manifest) -> None:
+    def check_protection(self, manifest: Manifest, past: ProtectionPast) -> None:
         """Check that a quorum had authorised exactly this protection when the strongroom made it.
+
+        And for how long what it replaces is kept.
 
         Raises:
             ApprovalInvalid, PlanInvalid, ManifestInvalid, RosterInvalid: it had not.
@@ -75,6 +78,9 @@ class Warrants:
             check_reshard(then, authority, source, manifest.created)
         if _planned(plan) != _made(manifest):
             raise ApprovalInvalid("the protection is not what was approved")
+        hours = plan.target.retention_hours if plan.target and manifest.predecessor else None
+        if past.destroys_after != (None if hours is None else past.committed + timedelta(hours=hours)):
+            raise ApprovalInvalid("what it replaces is not kept for as long as was approved")
 
     def check_stop(self, past: StopPast) -> None:
         """Check that a custodian of any roster version ordered a stop.

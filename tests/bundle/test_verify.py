@@ -272,6 +272,69 @@ def test_approvals_that_were_never_in_force_together_are_no_quorum(life: Life) -
         verify(life.bundle(), genesis=life.world.roster.digest)
 
 
+def test_no_event_of_a_ceremony_is_about_another_masterkey(lived: Lived) -> None:
+    # Whoever looks for what happened to one would not find it.
+    whole = json.loads(lived.data)
+    for number, event in enumerate(whole["events"]):
+        if event["ceremony"]:
+
+            def move(found: dict[str, Any], number: int = number) -> None:
+                found["events"][number]["master_key"] = "us20"
+
+            refused(lived, rewritten(lived.data, move))
+
+
+def test_what_is_replaced_is_kept_for_exactly_as_long_as_was_approved(lived: Lived) -> None:
+    for place in events_of(lived.data, "protection-committed"):
+        body = json.loads(json.loads(lived.data)["events"][place]["body"])
+        other = "2026-01-01T00:00:00Z" if body["destroy_after"] is None else None
+
+        def follow(whole: dict[str, Any], body: dict[str, Any] = body, other: str | None = other) -> None:
+            for entry in whole["protections"]:
+                if digest(entry["manifest"].encode()) == body["retired"] and entry["status"] == "retired":
+                    entry["destroy_after"] = other
+
+        def put(body: dict[str, Any], other: str | None = other) -> None:
+            body["destroy_after"] = other
+
+        refused(lived, rewritten(with_body(lived.data, place, put), follow))
+
+
+def test_a_document_that_belongs_elsewhere_proves_nothing(lived: Lived) -> None:
+    approval, other = events_of(lived.data, "approval-recorded")[0], events_of(lived.data, "approval-recorded")[-1]
+    events = json.loads(lived.data)["events"]
+    taken = json.loads(events[other]["body"])
+    changed = with_body(lived.data, approval, lambda body: body.update(taken))
+    refused(lived, changed, "another ceremony")
+
+
+def test_a_request_that_does_not_verify_is_a_doubt(lived: Lived) -> None:
+    # It is recorded as it came: whoever sends nonsense must not make the bundle worthless.
+    unseals = [
+        place
+        for place in events_of(lived.data, "ceremony-opened")
+        if json.loads(json.loads(lived.data)["events"][place]["body"])["request"]
+    ]
+    assert unseals
+
+    def forge(body: dict[str, Any]) -> None:
+        body["request"]["document"] = body["request"]["document"].replace("unseal", "unsea1")
+
+    assert lived.verify().doubts == ()
+    [doubt] = lived.verify(with_body(lived.data, unseals[0], forge)).doubts
+    assert "signature that does not verify" in doubt
+
+
+@pytest.mark.parametrize("document", ["\ud800", "[" * 100_000, "9" * 5000, "{}", ""])
+def test_a_document_that_cannot_be_read_is_refused_in_one_line(lived: Lived, document: str) -> None:
+    def put(whole: dict[str, Any]) -> None:
+        event = whole["events"][events_of(lived.data, "approval-recorded")[0]]
+        body = json.loads(event["body"])
+        event["body"] = json.dumps({**body, "document": document})
+
+    refused(lived, rewritten(lived.data, put))
+
+
 def test_a_manifest_of_another_strongroom_is_refused(lived: Lived) -> None:
     document = json.loads(lived.data)["protections"][-1]["manifest"]
     forged = lived.world.stranger.sign_bytes(document.encode(), "masterkey-manifest")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.table import Table
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from workers.cli.bundle import describe, own_ledger, say_verified, verified_file
 from workers.cli.output import OPTIONS, answer, plain, run, say
-from workflows.contracts.errors import BundleInvalid, CeremonyEnded, NotKnown
+from workflows.contracts.errors import BundleInvalid, CeremonyEnded, ConfigurationInvalid, NotKnown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from activities.ledger.records import EventRecord
     from activities.ledger.verification import Verified
-    from workers.audit import Run
+    from workers.audit import Compared, Run
     from workers.config import Configuration
     from workflows.contracts.roster import RosterChain
 
@@ -47,7 +48,10 @@ def log(
     bundle: BundleOption = None,
     limit: Annotated[int, typer.Option(help="The newest so many at most.", min=1)] = 200,
 ) -> None:
-    """The event log in words, with who signed; the hash chain is verified first."""
+    """The event log in words, with who signed.
+
+    A bundle is verified as a whole first; of a ledger, the hash chain, and each signature that a name stands for.
+    """
     from activities.ledger.narrative import tell
 
     found = _log(OPTIONS.load(), bundle)
@@ -65,7 +69,7 @@ def log(
         for line in lines:
             event = line.event
             cells = (str(event.seq), f"{event.at:%Y-%m-%d %H:%M:%S}", event.ceremony or event.master_key)
-            table.add_row(*(Text(plain(cell)) for cell in (*cells, ", ".join(line.who), line.words)))
+            table.add_row(*(Text(plain(_line(cell))) for cell in (*cells, ", ".join(line.who), line.words)))
         OPTIONS.console.print(table)
         if len(wanted) > len(lines):
             say(f"{len(wanted) - len(lines)} older ones are not shown: raise --limit")
@@ -109,133 +113,184 @@ def verify(
 
 @app.command("replay")
 def replay(
-    ceremony: Annotated[str | None, typer.Argument(help="A ceremony, whose history Temporal has.")] = None,
+    ceremony: Annotated[str | None, typer.Argument(help="A ceremony, whose histories Temporal has.")] = None,
     history: Annotated[
-        list[Path] | None, typer.Option("--history", help="A history in a file instead, in Temporal's JSON form.")
+        list[Path] | None,
+        typer.Option("--history", help="A history in a file instead, in Temporal's JSON form; all that there are."),
     ] = None,
     bundle: BundleOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Keep the histories as files in this folder.")] = None,
 ) -> None:
     """Let this version's workflow code run over a ceremony's history; exit 1 if anything was done otherwise.
 
-    Every command in the history must be issued again, to the byte, and the event log must say the same.
+    The code must issue every command of the history again, with the same input, time-outs and retries, and the event
+    log must hold what the workflow recorded, and nothing else.
     """
     if (ceremony is None) == (not history):
         raise typer.BadParameter("either a ceremony or --history")
-    agrees = run(_replay(ceremony, history or [], bundle, out))
-    if not agrees:
+    found = run(_replay(ceremony, history or [], bundle, out))
+    if not found:
         raise typer.Exit(1)
 
 
+@dataclass
+class _Audit:
+    """What was found of the ceremonies of some histories."""
+
+    runs: list[Run]
+    log: _Log | None
+    compared: dict[str, Compared]
+    approved: dict[str, list[str]]
+    kept: list[Path]
+
+    @property
+    def differences(self) -> list[str]:
+        """Everything that does not agree."""
+        found = [line for run in self.runs for line in run.differences]
+        return found + [line for one in self.compared.values() for line in one.differences]
+
+
 async def _replay(ceremony: str | None, files: list[Path], bundle: Path | None, out: Path | None) -> bool:
-    from activities.ledger.evidence import read_evidence
-    from workers.audit import audit_run, compare_with_log, read_history
+    from workers.audit import audit_run, compare_with_log
+    from workers.histories import read_history
 
     configuration = OPTIONS.load()
-    histories = [read_history(path) for path in files] if ceremony is None else await _fetch(ceremony)
-    runs = [await audit_run(one) for one in histories]
-    kept = [str(_keep(out, one)) for one in runs] if out else []
-    found = _log_if_any(configuration, bundle)
-    differences: dict[str, list[str]] = {}
-    people: dict[str, list[str]] = {}
-    for one in sorted({entry.ceremony for entry in runs}):
-        if found is None:
-            continue
-        events = [event for event in found.events if event.ceremony == one]
-        if not events:
-            raise NotKnown(
-                f"the event log says nothing of {one}", next_step="name the bundle or configuration of its ledger"
-            )
-        evidence = read_evidence(events, found.chain)
-        approvals = [entry for entry, _ in evidence.approvals.get(one, {}).values()]
-        people[one] = [
-            custodian.name if (custodian := version.custodian(entry.custodian)) else entry.custodian
-            for entry in approvals
-            for version in [found.chain.current]
-        ]
-        differences[one] = compare_with_log([entry for entry in runs if entry.ceremony == one], events)
-    agrees = not any(entry.differences for entry in runs) and not any(differences.values())
-
-    def text() -> None:
-        for entry in runs:
-            _say_run(entry)
-        for one, wrong in differences.items():
-            for line in wrong:
-                say(f"DIFFERS: {line}")
-            if not wrong:
-                say(f"{one}: the event log says the same; approvals that verify: {', '.join(people[one]) or 'none'}")
-        if found is None:
-            say("note: compared with no event log: name a --bundle, or run it where the ledger is configured")
-        for place in kept:
-            say(f"wrote {place}")
-        say("everything agrees" if agrees else "NOT everything agrees: keep Temporal's database and the ledger's")
-
-    said = [
-        {
-            "workflow_id": entry.workflow_id,
-            "run_id": entry.run_id,
-            "workflow": entry.workflow,
-            "ceremony": entry.ceremony,
-            "events": entry.events,
-            "differences": list(entry.differences),
-        }
-        for entry in runs
-    ]
-    log = None if found is None else {"head": found.head, "differences": differences, "approved_by": people}
-    answer({"agrees": agrees, "runs": said, "log": log, "kept": kept}, text)
+    if ceremony is None:
+        runs = [await audit_run(read_history(path)) for path in files]
+    else:
+        found = await _fetch(ceremony)
+        runs = [await audit_run(one, running=running, ceremony=ceremony) for one, running in found]
+    log = _log(configuration, bundle) if bundle is not None or configuration.ledger is not None else None
+    audit = _Audit(runs, log, {}, {}, [_keep(out, one) for one in runs] if out else [])
+    for one in sorted({entry.ceremony for entry in runs} - {""}) if log else ():
+        events = [event for event in log.events if event.ceremony == one] if log else []
+        audit.compared[one] = compare_with_log([entry for entry in runs if entry.ceremony == one], events)
+        audit.approved[one] = _approved(events, log.chain) if log else []
+    agrees = not audit.differences
+    told = {
+        "ok": agrees,
+        "agrees": agrees,
+        "runs": [
+            {
+                "workflow_id": entry.history.workflow_id,
+                "workflow": entry.workflow,
+                "ceremony": entry.ceremony,
+                "events": len(entry.history.events),
+                "running": entry.running,
+                "differences": list(entry.differences),
+            }
+            for entry in runs
+        ],
+        "log": None if log is None else {"head": log.head, **_told(audit)},
+        "kept": [str(path) for path in audit.kept],
+    }
+    answer(told, lambda: _say(audit))
+    if not agrees:
+        message = f"{len(audit.differences)} differences between history, code and event log"
+        OPTIONS.errors.print(f"masterkey: {message}; keep both databases as evidence, see the runbook `audit`")
     return agrees
 
 
-def _say_run(entry: Run) -> None:
-    say(f"{entry.workflow} {entry.workflow_id}, run {entry.run_id}: {entry.events} events")
-    for line in entry.differences:
-        say(f"DIFFERS: {line}")
-    if not entry.differences:
-        say("  this version's code issues every command of it again, to the byte")
+def _told(audit: _Audit) -> dict[str, Any]:
+    return {
+        "differences": {name: list(one.differences) for name, one in audit.compared.items()},
+        "notes": {name: list(one.notes) for name, one in audit.compared.items()},
+        "approved_by": audit.approved,
+    }
 
 
-async def _fetch(ceremony: str) -> list[WorkflowHistory]:
-    """The histories of all runs of a ceremony that have ended; refused while one is running."""
+def _say(audit: _Audit) -> None:
+    """The findings; what is somebody else's text stands in one line each."""
+    for entry in audit.runs:
+        about = f"of {entry.ceremony}" if entry.ceremony else "which is no ceremony"
+        running = ", which is running still" if entry.running else ""
+        say(_line(f"{entry.workflow} {about}{running}: {len(entry.history.events)} events"))
+        for line in entry.differences:
+            say(_line(f"  DIFFERS: {line}"))
+        if not entry.differences:
+            say("  this version's code issues every command of it again")
+    for name, one in audit.compared.items():
+        for line in one.differences:
+            say(_line(f"  DIFFERS: {line}"))
+        for line in one.notes:
+            say(_line(f"  note: {line}"))
+        if not one.differences:
+            say(f"{name}: the event log holds what was recorded, and nothing else")
+        if approved := audit.approved[name]:
+            say(_line(f"{name}: approvals of its last plan that verify: {', '.join(approved)}"))
+    for path in audit.kept:
+        say(f"wrote {path}")
+    if audit.log is None:
+        say("compared with no event log: name a --bundle, or run it where the ledger is configured")
+    if not audit.differences:
+        say("everything agrees" if audit.log else "the histories agree with the code")
+
+
+def _line(text: str) -> str:
+    return text.replace("\n", "\\n")
+
+
+async def _fetch(ceremony: str) -> list[tuple[WorkflowHistory, bool]]:
+    """The histories of a ceremony that has ended, and of who holds what it released; and whether each runs still."""
     from temporalio.client import WorkflowExecutionStatus
+    from temporalio.service import RPCError
 
     from workers import ceremony_client
     from workers.connection import connect
 
     client = await connect()
-    histories = []
-    for entry in await ceremony_client.runs(client, ceremony):
-        if entry.status == WorkflowExecutionStatus.RUNNING:
+    try:
+        found = []
+        runs = await ceremony_client.runs(client, ceremony)
+        if any(entry.status == WorkflowExecutionStatus.RUNNING for entry in runs):
             raise CeremonyEnded(f"{ceremony} is running still", next_step="replay it once it has ended")
-        histories.append(await client.get_workflow_handle(entry.id, run_id=entry.run_id).fetch_history())
-    return histories
+        for entry in [*runs, *await ceremony_client.holds(client, ceremony)]:
+            history = await client.get_workflow_handle(entry.id, run_id=entry.run_id).fetch_history()
+            found.append((history, entry.status == WorkflowExecutionStatus.RUNNING))
+    except RPCError as error:
+        raise ConfigurationInvalid(
+            f"Temporal does not give the histories of {ceremony}: {error.status.name}",
+            next_step="see that you may read this namespace, and try again",
+        ) from None
+    return found
+
+
+def _approved(events: Sequence[EventRecord], chain: RosterChain) -> list[str]:
+    """Who approved the plan that was put last, each signature verified."""
+    from activities.ledger.evidence import read_evidence
+    from activities.ledger.narrative import name_of
+    from workflows.contracts.errors import BundleInvalid
+
+    plans = [event.key.removeprefix("ledger:plan-made:") for event in events if event.type == "plan-made"]
+    if not plans:
+        return []
+    try:
+        evidence = read_evidence(events, chain)
+    except BundleInvalid as error:
+        return [f"UNVERIFIED ({error.message})"]
+    given = evidence.approvals.get(events[0].ceremony, {}).values()
+    return [name_of(approval.custodian, chain) for approval, _ in given if approval.plan_digest == plans[-1]]
 
 
 def _keep(folder: Path, entry: Run) -> Path:
     from activities.ledger.places import write_file
-    from workflows.contracts.errors import ConfigurationInvalid
+    from workflows.contracts.canonical import digest
 
-    path = folder / f"{entry.ceremony or 'workflow'}.{entry.run_id}.json"
+    text = entry.history.to_json().encode()
+    path = folder / f"{entry.ceremony or 'workflow'}.{entry.workflow[:40]}.{digest(text)[7:19]}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(path, entry.history.to_json().encode())
+        write_file(path, text)
     except OSError as error:
         raise ConfigurationInvalid(f"cannot write {path}: {error.strerror}", next_step="name another folder") from None
     return path
-
-
-def _log_if_any(configuration: Configuration, bundle: Path | None) -> _Log | None:
-    return _log(configuration, bundle) if bundle is not None or configuration.ledger is not None else None
 
 
 def _log(configuration: Configuration, bundle: Path | None) -> _Log:
     if bundle is not None:
         verified = verified_file(configuration, bundle)
         return _Log(verified.bundle.events, verified.chain, verified.terms.head.digest)
-    ledger = own_ledger(configuration)
-    head = ledger.verify_chain()
-    events: list[EventRecord] = []
-    while page := ledger.events(after=events[-1].seq if events else 0):
-        events += page
+    events, head = own_ledger(configuration).verified_events()
     return _Log(events, configuration.roster_source().load(), head.digest)
 
 
