@@ -70,7 +70,7 @@ class Expected:
             other |= set(said) - set(self.body)
         if self.type == "protection-committed":
             due = format_time(event.at + self.kept) if self.kept is not None and said.get("retired") else None
-            other |= set() if said.get("destroy_after") == due else {"destroy_after"}
+            other |= set() if said.get("destroy_after", "") == due else {"destroy_after"}
         if other:
             return f"it says something else than the workflow recorded: {', '.join(sorted(other))}"
         if event.at < self.since - CLOCKS_APART or (self.until is not None and event.at > self.until + CLOCKS_APART):

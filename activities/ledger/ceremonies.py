@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from activities.ledger import chain
 from activities.ledger.models import Ceremony, Event
-from activities.ledger.records import CeremonyRecord, Outcome, read_row
+from activities.ledger.records import USUAL, CeremonyRecord, Outcome, read_row
 from workflows.contracts.authority import parse_plan
 from workflows.contracts.canonical import digest, format_time
 from workflows.contracts.errors import CeremonyEnded, LedgerConflict, NotKnown
@@ -61,6 +61,12 @@ def open_(session: Session, record: CeremonyRecord, event_body: dict[str, Any], 
     record.verify()
     if record.outcome or record.closed_at:
         raise LedgerConflict(f"ceremony {record.ceremony} cannot begin closed", subject=record.ceremony)
+    named = USUAL.fullmatch(record.ceremony)
+    if named and named.groups() != (record.master_key, record.action):
+        # A bundle is refused in which the two differ: whoever can start workflows must not spoil it.
+        raise LedgerConflict(
+            f"the id {record.ceremony} is not of {record.action} {record.master_key}", subject=record.ceremony
+        )
     row = session.get(Ceremony, record.ceremony)
     if row is None:
         session.add(Ceremony(**record.model_dump()))

@@ -32,12 +32,11 @@ from activities.ledger.bodies import (
     read_body,
     wrong,
 )
-from activities.ledger.records import CeremonyAction, EventRecord, Outcome
+from activities.ledger.records import USUAL, CeremonyAction, EventRecord, Outcome
 from workflows.contracts.canonical import Signed
 from workflows.contracts.errors import NotKnown
 from workflows.contracts.names import workflow_id as usual_workflow_id
 
-_USUAL = re.compile(r"(.+)\.([a-z]+)\.[0-9a-f]{12}")
 _ACTION = re.compile(r"\.([a-z]+)\.[^.]+$")
 
 
@@ -152,7 +151,7 @@ def _take(history: History, event: EventRecord, body: Body) -> None:
         case Opened():
             if event.ceremony in history.ceremonies:
                 raise wrong(event, "the ceremony was opened before")
-            past, named = past_of(event, body), _USUAL.fullmatch(event.ceremony)
+            past, named = past_of(event, body), USUAL.fullmatch(event.ceremony)
             if named and named.groups() != (past.master_key, past.action):
                 raise wrong(event, "the ceremony is about something else than its id says")
             history.ceremonies[event.ceremony] = past

@@ -368,6 +368,9 @@ class Ledger:
     def _append(
         self, session: Session, ceremony: str, events: Sequence[NewEvent], master_key: str
     ) -> list[EventRecord]:
+        row = session.get(Ceremony, ceremony) if events else None
+        if row is not None and row.master_key != master_key:
+            raise LedgerConflict(f"ceremony {ceremony} is about {row.master_key}", subject=ceremony)
         for event in events:
             if event.key.startswith("ledger:"):
                 raise LedgerConflict(f"the event key {event.key!r} is the ledger's own")

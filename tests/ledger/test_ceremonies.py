@@ -203,3 +203,19 @@ def test_times_are_the_same_text_in_both_databases(ledger: Ledger, url: str) -> 
         "2026-11-23T20:00:00Z",
         None,
     ]
+
+
+def test_a_ceremony_is_about_what_its_id_says(ledger: Ledger) -> None:
+    # A bundle would be refused otherwise: whoever can start workflows could spoil it.
+    good = ceremony("eu10.drill.0123456789ab", action="drill")
+    for changes in ({"master_key": "us20"}, {"action": "unseal"}):
+        with pytest.raises(LedgerConflict, match="the id"):
+            ledger.open_ceremony(good.model_copy(update=changes), {})
+    assert ledger.events() == []
+
+
+def test_an_event_of_a_ceremony_is_about_its_masterkey(ledger: Ledger) -> None:
+    ledger.open_ceremony(ceremony("eu10.drill.1", action="drill"), {})
+    with pytest.raises(LedgerConflict, match="is about eu10"):
+        ledger.append("eu10.drill.1", "k", "noted", {}, "us20")
+    ledger.append("eu10.drill.1", "k", "noted", {}, "eu10")

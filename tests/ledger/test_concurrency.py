@@ -41,7 +41,7 @@ def commit_from_a_process_of_its_own(url: str, ceremony_: str) -> str:
 
 def append_from_a_process_of_its_own(url: str, name: str) -> int:
     ledger = Ledger(url)
-    return max(ledger.append(name, f"k{number}", "noted", {}).seq for number in range(EACH))
+    return max(ledger.append(name, f"k{number}", "noted", {}, "eu10").seq for number in range(EACH))
 
 
 def test_of_two_inits_at_the_same_moment_one_has_the_name(ledger: Ledger) -> None:
