@@ -20,11 +20,13 @@ from workflows.contracts.errors import (
     ApprovalInvalid,
     CeremonyEnded,
     CiphertextInvalid,
+    LedgerConflict,
     LedgerCorrupt,
     ManifestInvalid,
     NotKnown,
 )
 from workflows.contracts.messages import ReportRequest, StoredProtection
+from workflows.contracts.names import new_ceremony_id
 
 
 @pytest.fixture(scope="module")
@@ -202,10 +204,12 @@ async def test_a_manifest_that_the_recipient_did_not_ask_for_is_refused_by_the_w
 async def test_a_request_for_one_masterkey_does_not_open_another(
     ceremonies: Ceremonies, people: People, seal: StoredProtection, sss: StoredProtection
 ) -> None:
-    request = people.wish(seal, PrivateKey().public_key)
-    handle = await ceremonies.start_unseal(request, master_key=manifest_of(sss).master_key)
-    ended = await ceremonies.ended(request.ceremony, handle)
-    assert isinstance(ended.error, (ApprovalInvalid, NotKnown))
+    other = manifest_of(sss).master_key
+    for ceremony, error in ((new_ceremony_id(other, "unseal"), (ApprovalInvalid, NotKnown)), (None, LedgerConflict)):
+        request = people.wish(seal, PrivateKey().public_key, **({"ceremony": ceremony} if ceremony else {}))
+        handle = await ceremonies.start_unseal(request, master_key=other)
+        ended = await ceremonies.ended(request.ceremony, handle)
+        assert isinstance(ended.error, error)
 
 
 async def test_an_altered_event_is_noticed(ceremonies: Ceremonies, seal: StoredProtection, database: Path) -> None:

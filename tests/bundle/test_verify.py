@@ -94,6 +94,7 @@ def representative(data: bytes) -> list[tuple[str | int, ...]]:
     return [path for path in leaves(whole) if path[0] != "events" or path[1] in first.values()]
 
 
+@pytest.mark.slow
 def test_no_value_can_be_changed(lived: Lived) -> None:
     paths = representative(lived.data)
     assert len(paths) > 200
@@ -272,6 +273,7 @@ def test_approvals_that_were_never_in_force_together_are_no_quorum(life: Life) -
         verify(life.bundle(), genesis=life.world.roster.digest)
 
 
+@pytest.mark.slow
 def test_no_event_of_a_ceremony_is_about_another_masterkey(lived: Lived) -> None:
     # Whoever looks for what happened to one would not find it.
     whole = json.loads(lived.data)

@@ -132,6 +132,7 @@ def replay(installation: Installation, *words: str, config: str = "orchestrator"
     return child.returncode, json.loads(out), err
 
 
+@pytest.mark.slow
 def test_a_ceremony_is_replayed_compared_with_its_log_and_kept(installation: Installation, tmp_path: Path) -> None:
     name = installation.fresh_name()
     ceremony = installation.init(name, threshold=2, count=3)["ceremony"]

@@ -83,6 +83,7 @@ def test_a_statement_can_be_signed_elsewhere(installation: Installation, tmp_pat
     assert stack.masterkey("approve", running["ceremony"], *given)["state"] == "duplicate"
 
 
+@pytest.mark.slow
 def test_three_rejections_end_a_ceremony_and_name_who_refused(installation: Installation) -> None:
     stack, name = installation.stack, installation.fresh_name()
     child = stack.background("init", name, "--mode", "seal", "--keystore", "bao-1")
@@ -117,6 +118,7 @@ def test_a_recipient_without_a_pinned_check_value_is_refused(installation: Insta
     assert "no key check value is pinned for mk-199" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_key_can_be_written_to_a_descriptor_of_the_callers(installation: Installation) -> None:
     name = installation.fresh_name()
     installation.init(name, "seal", count=1)
@@ -133,6 +135,7 @@ def test_the_key_can_be_written_to_a_descriptor_of_the_callers(installation: Ins
         assert child.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_the_exit_code_of_the_receiving_program_is_passed_on(installation: Installation) -> None:
     name = installation.fresh_name()
     installation.init(name, "seal", count=1)

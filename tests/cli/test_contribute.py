@@ -108,6 +108,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         installation.stack.stop()
 
 
+@pytest.mark.slow
 def test_a_masterkey_is_made_with_an_offline_shard_and_comes_back_through_it(house: House, tmp_path: Path) -> None:
     name, ceremony = house.start_init()
     waiting = house.phase(ceremony, "proving")

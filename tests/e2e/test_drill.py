@@ -6,6 +6,7 @@ import json
 import sqlite3
 from typing import Any
 
+import pytest
 import requests
 
 from tests.conftest import Installation
@@ -34,6 +35,7 @@ def test_a_drill_proves_every_shard_and_shows_in_status(installation: Installati
     assert all("BEGIN SSH SIGNATURE" in event["signature"] for event in proven)
 
 
+@pytest.mark.slow
 def test_a_drill_notices_an_unlogged_change_in_a_keystore(installation: Installation) -> None:
     name = installation.fresh_name()
     installation.init(name)
@@ -53,6 +55,7 @@ def test_a_drill_notices_an_unlogged_change_in_a_keystore(installation: Installa
     assert drill(installation, name)[1]["healthy"] is True
 
 
+@pytest.mark.slow
 def test_a_drill_notices_an_altered_ciphertext_and_a_lost_majority(installation: Installation) -> None:
     name = installation.fresh_name()
     made = installation.init(name, threshold=2, count=2)
@@ -80,6 +83,7 @@ def test_a_drill_of_an_unknown_masterkey_is_refused(installation: Installation) 
     assert json.loads(out)["error"] == "NotKnown"
 
 
+@pytest.mark.slow
 def test_drills_run_on_a_schedule(installation: Installation) -> None:
     name = installation.fresh_name()
     installation.init(name, "seal", count=1)

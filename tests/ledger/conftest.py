@@ -17,7 +17,7 @@ from psycopg import sql
 from activities.ledger import Ledger
 from tests.ledger.samples import START, Clock, empty, postgres_server
 
-KINDS = ["sqlite", "postgresql"]
+KINDS = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
 
 
 @dataclass

@@ -13,7 +13,7 @@ from tests.conftest import Installation
 from tests.life.test_reshard import approve_waiting, change, unseal
 from tests.support import eventually
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 QUORUM = ["alice", "bob", "carol"]
 
@@ -41,7 +41,6 @@ def protection(installation: Installation, name: str, purpose: str = "primary") 
     return next(one for one in found if one["status"] == "active" and one["purpose"] == purpose)
 
 
-@pytest.mark.slow
 def test_nothing_is_recovered_where_nothing_is_lost(losing: Installation) -> None:
     name = losing.fresh_name()
     losing.init(name, threshold=2, count=3)
@@ -68,7 +67,6 @@ def test_a_deleted_kms_key_is_replaced_with_the_fewest_changes(losing: Installat
     assert f"32 {made['kcv']}" in unseal(losing, name, ["bob", "dave", "erin"])[1]
 
 
-@pytest.mark.slow
 def test_as_many_keystores_as_may_be_lost_are_lost_at_once(losing: Installation) -> None:
     name = losing.fresh_name()
     made = losing.init(name, threshold=3, count=5)
@@ -81,7 +79,6 @@ def test_as_many_keystores_as_may_be_lost_are_lost_at_once(losing: Installation)
         assert f"32 {made['kcv']}" in unseal(losing, name, ["alice", "bob", "carol"])[1]
 
 
-@pytest.mark.slow
 def test_the_seal_provider_is_lost_and_a_second_one_is_left(losing: Installation) -> None:
     name = losing.fresh_name()
     made = losing.init(name, "seal", count=2)
@@ -92,7 +89,6 @@ def test_the_seal_provider_is_lost_and_a_second_one_is_left(losing: Installation
         assert f"32 {made['kcv']}" in unseal(losing, name, [])[1]
 
 
-@pytest.mark.slow
 def test_the_only_seal_provider_is_lost_and_the_emergency_shards_bring_it_back(losing: Installation) -> None:
     name = losing.fresh_name()
     made = losing.init(name, "seal", count=1)
@@ -111,7 +107,6 @@ def test_the_only_seal_provider_is_lost_and_the_emergency_shards_bring_it_back(l
     assert {one["status"] for one in losing.stack.masterkey("status", name)["protections"]} == {"active", "retired"}
 
 
-@pytest.mark.slow
 def test_too_few_keystores_answer_and_the_recovery_waits_for_them_and_takes_another_plan(losing: Installation) -> None:
     name = losing.fresh_name()
     made = losing.init(name, threshold=2, count=3)
@@ -150,7 +145,6 @@ def test_too_few_keystores_answer_and_the_recovery_waits_for_them_and_takes_anot
             losing.bao.allow(key)
 
 
-@pytest.mark.slow
 def test_so_much_is_gone_that_nothing_can_be_done_and_that_is_said(losing: Installation) -> None:
     name = losing.fresh_name()
     losing.init(name, threshold=2, count=3)

@@ -12,7 +12,7 @@ from tests.conftest import Installation
 from tests.e2e.test_main_job import READ_AND_DERIVE
 from tests.support import eventually
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def unseal(installation: Installation, name: str, who: list[str], *words: str) -> tuple[dict[str, Any], str]:
@@ -68,7 +68,6 @@ def test_an_sss_masterkey_moves_to_other_keystores_and_numbers(installation: Ins
 
 
 @pytest.mark.parametrize("to", ["seal", "sss"])
-@pytest.mark.slow
 def test_a_masterkey_changes_its_mode(installation: Installation, to: str) -> None:
     name = installation.fresh_name()
     made = installation.init(name) if to == "seal" else installation.init(name, "seal", count=2)
@@ -81,7 +80,6 @@ def test_a_masterkey_changes_its_mode(installation: Installation, to: str) -> No
     assert bool(answer["approved_by"]) == (to == "sss")
 
 
-@pytest.mark.slow
 def test_a_keystore_that_missed_the_commit_is_told_by_the_next_drill(installation: Installation) -> None:
     name = installation.fresh_name()
     installation.init(name, "seal", count=2)
@@ -96,7 +94,6 @@ def test_a_keystore_that_missed_the_commit_is_told_by_the_next_drill(installatio
     assert json.loads(remembered.read_bytes())["master_keys"][name]["epochs"] == {"primary": 2}
 
 
-@pytest.mark.slow
 def test_what_was_retired_is_destroyed_by_the_quorum_and_by_the_collector(installation: Installation) -> None:
     name = installation.fresh_name()
     installation.init(name, "seal", count=2)
@@ -115,7 +112,6 @@ def test_what_was_retired_is_destroyed_by_the_quorum_and_by_the_collector(instal
     unseal(installation, name, [])
 
 
-@pytest.mark.slow
 def test_a_rotated_key_wraps_anew_with_its_newer_version_and_the_old_one_is_named(installation: Installation) -> None:
     name = installation.fresh_name()
     made = installation.init(name, "seal", count=2)

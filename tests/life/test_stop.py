@@ -22,7 +22,7 @@ from workflows.contracts import names
 from workflows.contracts.canonical import seconds
 from workflows.contracts.documents import Stop
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 HOLD_ON = (
     "import os, pathlib, sys, time; os.read(int(os.environ['MASTERKEY_FD']), 64);"
@@ -83,7 +83,6 @@ def test_a_stop_ends_programs_and_running_unseals_and_only_the_quorum_lifts_it(
     assert f"32 {made['kcv']}" in unseal(installation, name, ["alice", "bob", "carol"])[1]
 
 
-@pytest.mark.slow
 def test_who_cannot_be_told_is_named_with_the_keys_to_disable_by_hand(installation: Installation) -> None:
     name = installation.fresh_name()
     installation.init(name, "seal", count=2)
@@ -103,7 +102,6 @@ def test_who_cannot_be_told_is_named_with_the_keys_to_disable_by_hand(installati
     change(installation, "seal", name, ["alice", "bob", "carol"], "--lift")
 
 
-@pytest.mark.slow
 def test_a_stop_by_nobody_is_refused_and_one_of_another_masterkey_changes_nothing(installation: Installation) -> None:
     name = installation.fresh_name()
     installation.init(name, "seal", count=1)
@@ -115,7 +113,6 @@ def test_a_stop_by_nobody_is_refused_and_one_of_another_masterkey_changes_nothin
     unseal(installation, name, [])
 
 
-@pytest.mark.slow
 async def test_a_stop_that_was_ordered_before_the_release_or_by_nobody_ends_no_program(
     installation: Installation, client: Client, tmp_path: Path
 ) -> None:

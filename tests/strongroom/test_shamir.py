@@ -38,6 +38,7 @@ def test_any_threshold_of_shares_recombines(secret: bytes, data: st.DataObject) 
     assert shamir.combine(shares) == secret
 
 
+@pytest.mark.slow
 def test_it_agrees_with_an_independent_implementation_in_thousands_of_cases() -> None:
     generator = random.Random(20)
     for case in range(2000):

@@ -23,6 +23,8 @@ from workflows.contracts import names
 from workflows.contracts.errors import NotKnown
 from workflows.contracts.messages import DrillRequest, HoldRequest, InitResult, ReshardResult
 
+pytestmark = pytest.mark.slow
+
 THREE = ("alice", "bob", "carol")
 Audited = dict[str, tuple[list[Run], list[EventRecord]]]
 """By kind of ceremony: its runs, and its part of the event log."""

@@ -8,6 +8,8 @@ from tests.workflows.gated import GatedHouse
 from tests.workflows.people import clean, ended, eventually
 from workflows.contracts.messages import InitResult
 
+pytestmark = pytest.mark.slow
+
 
 async def test_an_rsa_approval_that_came_while_no_orchestrator_ran_is_verified_by_the_next(gated: GatedHouse) -> None:
     handle = await gated.start_init(gated.fresh_name())

@@ -75,6 +75,7 @@ def lost(gated: GatedHouse, keystore: str) -> Iterator[None]:
         gated.make_anew(keystore)
 
 
+@pytest.mark.slow
 async def test_a_recovery_survives_every_poison_message_and_then_completes(gated: GatedHouse) -> None:
     name = gated.fresh_name()
     made = await gated.init(name)
@@ -183,6 +184,7 @@ async def test_two_custodians_stop_an_unseal_at_the_same_moment_and_both_are_rec
     assert len(heeded) == 2
 
 
+@pytest.mark.slow
 async def test_a_stop_survives_every_poison_acknowledgement_and_believes_only_what_the_recipient_signed(
     gated: GatedHouse,
 ) -> None:

@@ -230,6 +230,7 @@ async def unnoticed(name: str, table: dict[str, tuple[Alteration, ...]]) -> tupl
     return tried, missed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 async def test_whatever_is_altered_of_what_the_code_did_is_noticed(name: str) -> None:
     tried, missed = await unnoticed(name, ISSUED)
