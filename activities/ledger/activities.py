@@ -23,7 +23,7 @@ from workflows.contracts import names
 from workflows.contracts.authority import parse_plan
 from workflows.contracts.canonical import format_time
 from workflows.contracts.documents import Manifest
-from workflows.contracts.errors import LedgerConflict, MasterKeyError, NotKnown, PlanInvalid
+from workflows.contracts.errors import CeremonyEnded, LedgerConflict, MasterKeyError, NotKnown, PlanInvalid
 from workflows.contracts.messages import (
     BeginCeremony,
     Begun,
@@ -115,6 +115,9 @@ class LedgerActivities:
         )
         body = {"request": request.request.model_dump() if request.request else None}
         self._ledger.open_ceremony(record, body)
+        if outcome := self._ledger.ceremony(request.ceremony).outcome:
+            # To the ledger a repeated activity, but a ceremony that was started again within a second of its start.
+            raise CeremonyEnded(f"ceremony {request.ceremony} is over already: {outcome}", subject=request.ceremony)
         if request.action in names.CHANGING:
             self._close_abandoned(request)
         return begin(self._ledger, self._roster.load(), request)

@@ -129,7 +129,7 @@ class Ledger:
             event_body: what the event shall say.
 
         Raises:
-            LedgerConflict: another ceremony has this id.
+            LedgerConflict: another ceremony has this id, or the id is of another MasterKey or action.
             LedgerCorrupt: the plan's digest is not the plan's.
         """
         self._database.write(lambda s: ceremonies.open_(s, record, event_body, self._clock()))

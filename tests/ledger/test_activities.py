@@ -280,3 +280,13 @@ def test_a_report_tells_of_stops_in_force(life: Life) -> None:
     assert report(life, master_key="us20").stops == ()
     life.order("lift", [signed.digest], QUORUM)
     assert report(life).stops == ()
+
+
+def test_what_is_over_does_not_begin_again_within_the_same_second(life: Life) -> None:
+    drill = life.id_of("drill")
+    life.init()
+    for _ in range(2):
+        life.begin(drill, all_active=True)
+    life.close(drill)
+    with pytest.raises(ApplicationError, match="is over already: done"):
+        life.begin(drill, all_active=True)
