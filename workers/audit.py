@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from temporalio.client import WorkflowHistory
 
+from activities.ledger.activities import ABANDONED
 from activities.ledger.bodies import OWN
 from activities.ledger.evidence import read_object
 from activities.ledger.records import EventRecord
@@ -20,8 +21,6 @@ from workers import replay
 from workers.expectations import HOLDING, Expectations
 from workers.histories import calls, ceremony_of, check_shape, ended_outside, workflow_of
 
-_ABANDONED = {"outcome": "failed", "detail": "ended from outside before it was done"}
-"""How the next ceremony that changes the same MasterKey closes the record of one that was terminated."""
 _HOLD = "HoldWorkflow"
 
 
@@ -92,12 +91,11 @@ def compare_with_log(runs: Sequence[Run], log: Iterable[EventRecord]) -> Compare
     notes = []
     if any(run.running or run.outside for run in runs):
         notes.append("what was asked for last may be in the event log or not")
-    holds, others = [run for run in runs if run.workflow == _HOLD], [run for run in runs if run.workflow != _HOLD]
-    left_out = [event for event in events if not (holds if event.key.startswith(HOLDING) else others)]
-    if left_out:
-        kinds = ", ".join(sorted({event.type for event in left_out}))
+    given = {run.workflow == _HOLD for run in runs}
+    compared = [event for event in events if event.key.startswith(HOLDING) in given]
+    if left_out := [event.type for event in events if event.key.startswith(HOLDING) not in given]:
+        kinds = ", ".join(sorted(set(left_out)))
         notes.append(f"{len(left_out)} events ({kinds}) are of workflows whose history was not given")
-    compared = [event for event in events if event not in left_out]
     wrong = [*asked.unreadable, *_missing(asked, compared), *_other(asked, compared, runs)]
     return Compared(tuple(wrong), tuple(notes))
 
@@ -131,7 +129,11 @@ def _by_others(asked: Expectations, event: EventRecord, runs: Sequence[Run]) -> 
     said = read_object(event.body)
     if event.type == "staged-discarded":
         return isinstance(said.get("discarded"), list) and set(map(str, said["discarded"])) <= asked.staged
-    return event.type == "ceremony-closed" and said == _ABANDONED and any(run.outside for run in runs)
+    return (
+        event.type == "ceremony-closed"
+        and said == {"outcome": "failed", "detail": ABANDONED}
+        and any(run.outside for run in runs)
+    )
 
 
 __all__ = ["Compared", "Run", "audit_run", "compare_with_log"]

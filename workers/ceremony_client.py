@@ -6,7 +6,6 @@ Arguments are validated here: bad start arguments would hang a workflow rather t
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -67,7 +66,6 @@ from workflows.failures import from_failure
 M = TypeVar("M", bound=Message)
 R = TypeVar("R")
 
-_CEREMONY = re.compile(r"[a-z0-9][a-z0-9.-]{0,127}")
 _COLLECTOR = "masterkey-collector"
 _POLL_SECONDS = 0.5
 _ASK_AGAIN_SECONDS = 1.5
@@ -148,7 +146,7 @@ async def runs(client: Client, ceremony_id: str) -> list[WorkflowExecution]:
         NotKnown: it has none.
     """
     found = []
-    if _CEREMONY.fullmatch(ceremony_id):
+    if names.parts_of(ceremony_id):
         found = [entry async for entry in client.list_workflows(f'{names.CEREMONY.name}="{ceremony_id}"')]
     if not found:
         raise NotKnown(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from activities.ledger.bodies import OWN
 from activities.ledger.evidence import read_object
 from activities.ledger.protections import IN_EVENTS
 from activities.ledger.records import EventRecord
@@ -33,7 +34,7 @@ from workflows.contracts.messages import (
 
 CLOCKS_APART = timedelta(minutes=5)
 """How far the clocks of Temporal's and of the ledger's host may be apart."""
-HOLDING = "ledger:holding-"
+HOLDING = f"{OWN}holding-"
 """How the keys begin of what a `HoldWorkflow` has recorded, under the ceremony of the unseal."""
 
 
@@ -205,7 +206,7 @@ def _own(
 ) -> Expected:
     """One of the ledger's own events."""
     needed = call.done if needed is None else needed
-    key = f"ledger:{type_}{rest}"
+    key = f"{OWN}{type_}{rest}"
     return Expected(key, type_, master_key, _plain(body), needed, call.since, call.until, exact, kept)
 
 

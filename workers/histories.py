@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,13 +12,14 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import WorkflowHistory
 
+from activities.ledger.evidence import read_object
 from workflows.contracts.errors import NotKnown
+from workflows.contracts.names import parts_of
 
 _OUTSIDE = {
     EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED: "terminated",
     EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT: "timed out",
 }
-_CEREMONY = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\.[a-z]+\.[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,8 @@ def ceremony_of(history: WorkflowHistory) -> str:
     """Its ceremony: named at the start, or in the first record of one that makes its own; empty if it has none."""
     started = history.events[0].workflow_execution_started_event_attributes.input.payloads
     for data in [*(payload.data for payload in started[:1]), *(call.data for call in calls(history))]:
-        try:
-            found = json.loads(data)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(found, dict) and isinstance(named := found.get("ceremony"), str) and _CEREMONY.fullmatch(named):
+        named = read_object(data.decode(errors="replace")).get("ceremony")
+        if isinstance(named, str) and parts_of(named):
             return named
     return ""
 

@@ -48,6 +48,9 @@ from workflows.contracts.messages import (
 )
 from workflows.failures import as_failure
 
+ABANDONED = "ended from outside before it was done"
+"""What stands in the record of a ceremony that did not close itself."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -114,8 +117,7 @@ class LedgerActivities:
             opened_at=request.opened_at,
         )
         body = {"request": request.request.model_dump() if request.request else None}
-        self._ledger.open_ceremony(record, body)
-        if outcome := self._ledger.ceremony(request.ceremony).outcome:
+        if outcome := self._ledger.open_ceremony(record, body).outcome:
             # To the ledger a repeated activity, but a ceremony that was started again within a second of its start.
             raise CeremonyEnded(f"ceremony {request.ceremony} is over already: {outcome}", subject=request.ceremony)
         if request.action in names.CHANGING:
@@ -273,7 +275,7 @@ class LedgerActivities:
             if record.action in names.CHANGING and record.ceremony != request.ceremony:
                 self._ledger.discard_staged(record.ceremony)
                 try:
-                    self._ledger.close_ceremony(record.ceremony, "failed", "ended from outside before it was done")
+                    self._ledger.close_ceremony(record.ceremony, "failed", ABANDONED)
                 except LedgerConflict:
                     activity.logger.info("ceremony %s closed meanwhile", record.ceremony)
 

@@ -14,10 +14,11 @@ from sqlalchemy.orm import Session
 
 from activities.ledger import chain
 from activities.ledger.models import Ceremony, Event
-from activities.ledger.records import USUAL, CeremonyRecord, Outcome, read_row
+from activities.ledger.records import CeremonyRecord, Outcome, read_row
 from workflows.contracts.authority import parse_plan
 from workflows.contracts.canonical import digest, format_time
 from workflows.contracts.errors import CeremonyEnded, LedgerConflict, NotKnown
+from workflows.contracts.names import parts_of
 
 
 def find(session: Session, ceremony: str) -> Ceremony:
@@ -56,20 +57,21 @@ def to_record(row: Ceremony) -> CeremonyRecord:
     return record
 
 
-def open_(session: Session, record: CeremonyRecord, event_body: dict[str, Any], now: datetime) -> None:
+def open_(session: Session, record: CeremonyRecord, event_body: dict[str, Any], now: datetime) -> CeremonyRecord:
     """See `Ledger.open_ceremony`."""
     record.verify()
     if record.outcome or record.closed_at:
         raise LedgerConflict(f"ceremony {record.ceremony} cannot begin closed", subject=record.ceremony)
-    named = USUAL.fullmatch(record.ceremony)
-    if named and named.groups() != (record.master_key, record.action):
+    if parts_of(record.ceremony) not in (None, (record.master_key, record.action)):
         # A bundle is refused in which the two differ: whoever can start workflows must not spoil it.
         raise LedgerConflict(
             f"the id {record.ceremony} is not of {record.action} {record.master_key}", subject=record.ceremony
         )
     row = session.get(Ceremony, record.ceremony)
+    made = row is None
     if row is None:
-        session.add(Ceremony(**record.model_dump()))
+        row = Ceremony(**record.model_dump())
+        session.add(row)
     else:
         told = record.model_dump(include={"workflow_id", "master_key", "action", "opened_at"})
         # What may come later is compared only if it was given now.
@@ -85,8 +87,9 @@ def open_(session: Session, record: CeremonyRecord, event_body: dict[str, Any], 
         master_key=record.master_key,
         now=now,
     )
-    if record.plan is not None and row is None:
+    if record.plan is not None and made:
         _plan_made(session, record, now)
+    return to_record(row)
 
 
 def set_phase(

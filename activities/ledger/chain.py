@@ -8,7 +8,7 @@ tells that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -111,8 +111,23 @@ def verify(session: Session) -> Head:
     Raises:
         LedgerCorrupt: naming the first event that does not fit.
     """
+    return _check(session, _links(session))
+
+
+def verified(session: Session) -> tuple[list[EventRecord], Head]:
+    """All events, and the head; the chain is recomputed of these very records.
+
+    Raises:
+        LedgerCorrupt: as `verify`.
+    """
+    records = [to_record(row) for row in session.scalars(select(Event).order_by(Event.seq))]
+    links = ((record.seq, record.previous, record.digest, digest_of(record)) for record in records)
+    return records, _check(session, links)
+
+
+def _check(session: Session, links: Iterable[tuple[int, str, str, str]]) -> Head:
     count, last = 0, GENESIS
-    for seq, previous, stored, computed in _links(session):
+    for seq, previous, stored, computed in links:
         if seq != count + 1:
             raise _broken(count + 1, f"the one in its place is numbered {seq}")
         if previous != last:
@@ -128,23 +143,6 @@ def verify(session: Session) -> Head:
     if (head.seq, head.digest) != (count, last):
         raise _broken(count, "the head of the chain names another")
     return Head(count, last)
-
-
-def verified(session: Session) -> tuple[list[EventRecord], Head]:
-    """All events, and the head; of these very records the chain is recomputed.
-
-    Raises:
-        LedgerCorrupt: as `verify`.
-    """
-    head, last = verify(session), GENESIS
-    records = [to_record(row) for row in session.scalars(select(Event).order_by(Event.seq))]
-    for record in records:
-        if (record.previous, digest_of(record)) != (last, record.digest):
-            raise _broken(record.seq, "it was read twice, and not the same")
-        last = record.digest
-    if (len(records), last) != head:
-        raise _broken(head.events, "it was read twice, and not the same")
-    return records, head
 
 
 def digest_of(record: EventRecord) -> str:

@@ -32,9 +32,10 @@ from activities.ledger.bodies import (
     read_body,
     wrong,
 )
-from activities.ledger.records import USUAL, CeremonyAction, EventRecord, Outcome
+from activities.ledger.records import CeremonyAction, EventRecord, Outcome
 from workflows.contracts.canonical import Signed
 from workflows.contracts.errors import NotKnown
+from workflows.contracts.names import parts_of
 from workflows.contracts.names import workflow_id as usual_workflow_id
 
 _ACTION = re.compile(r"\.([a-z]+)\.[^.]+$")
@@ -151,8 +152,8 @@ def _take(history: History, event: EventRecord, body: Body) -> None:
         case Opened():
             if event.ceremony in history.ceremonies:
                 raise wrong(event, "the ceremony was opened before")
-            past, named = past_of(event, body), USUAL.fullmatch(event.ceremony)
-            if named and named.groups() != (past.master_key, past.action):
+            past = past_of(event, body)
+            if parts_of(event.ceremony) not in (None, (past.master_key, past.action)):
                 raise wrong(event, "the ceremony is about something else than its id says")
             history.ceremonies[event.ceremony] = past
         case Imported() | Held():

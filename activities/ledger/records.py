@@ -6,7 +6,6 @@ they say is verified by those who act on them, against the roster. Bytes travel 
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError
@@ -31,9 +30,6 @@ EventKey = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,200}$")]
 EventType = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 Count = Annotated[int, Field(ge=1, le=255)]
 Number = Annotated[int, Field(ge=1, le=2_147_483_647)]
-
-USUAL = re.compile(r"(.+)\.([a-z]+)\.[0-9a-f]{12}")
-"""The id of a ceremony that a command started: the MasterKey, the action, and chance."""
 
 R = TypeVar("R", bound=Message)
 

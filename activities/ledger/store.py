@@ -121,8 +121,11 @@ class Ledger:
 
     # --- ceremonies --------------------------------------------------------------------------------------
 
-    def open_ceremony(self, record: CeremonyRecord, event_body: dict[str, Any]) -> None:
+    def open_ceremony(self, record: CeremonyRecord, event_body: dict[str, Any]) -> CeremonyRecord:
         """Record that a ceremony began, with the event `ceremony-opened`.
+
+        Returns:
+            What is recorded of it: of one that was opened before, how far it is.
 
         Args:
             record: without an outcome; `plan` and `deadline` may come later.
@@ -132,7 +135,7 @@ class Ledger:
             LedgerConflict: another ceremony has this id, or the id is of another MasterKey or action.
             LedgerCorrupt: the plan's digest is not the plan's.
         """
-        self._database.write(lambda s: ceremonies.open_(s, record, event_body, self._clock()))
+        return self._database.write(lambda s: ceremonies.open_(s, record, event_body, self._clock()))
 
     def set_phase(
         self, ceremony: str, phase: str, *, plan: str | None = None, deadline: datetime | None = None

@@ -162,10 +162,11 @@ async def _replay(ceremony: str | None, files: list[Path], bundle: Path | None, 
         runs = [await audit_run(one, running=running, ceremony=ceremony) for one, running in found]
     log = _log(configuration, bundle) if bundle is not None or configuration.ledger is not None else None
     audit = _Audit(runs, log, {}, {}, [_keep(out, one) for one in runs] if out else [])
-    for one in sorted({entry.ceremony for entry in runs} - {""}) if log else ():
-        events = [event for event in log.events if event.ceremony == one] if log else []
-        audit.compared[one] = compare_with_log([entry for entry in runs if entry.ceremony == one], events)
-        audit.approved[one] = _approved(events, log.chain) if log else []
+    if log is not None:
+        for one in sorted({entry.ceremony for entry in runs} - {""}):
+            events = [event for event in log.events if event.ceremony == one]
+            audit.compared[one] = compare_with_log([entry for entry in runs if entry.ceremony == one], events)
+            audit.approved[one] = _approved(events, log.chain)
     agrees = not audit.differences
     told = {
         "ok": agrees,

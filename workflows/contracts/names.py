@@ -49,7 +49,7 @@ COLLECT = "collect"
 DRILL_FINISHED = "drill-finished"
 """Type of the event that carries a drill's result."""
 
-_CEREMONY = re.compile(r"^([a-z0-9][a-z0-9-]{0,62})\.([a-z]+)\.[0-9a-f]{12}$")
+_CEREMONY = re.compile(r"([a-z0-9][a-z0-9-]{0,62})\.([a-z]+)\.[0-9a-f]{12}")
 CHANGING: tuple[str, ...] = ("init", "reshard", "recover", "retire", "destroy")
 """Actions that change a MasterKey: at most one such ceremony runs at a time."""
 
@@ -67,6 +67,12 @@ def strongroom_queue(name: str) -> str:
 def new_ceremony_id(master_key: str, action: Action) -> str:
     """A fresh ceremony id: MasterKey, action and 48 random bits."""
     return f"{master_key}.{action}.{secrets.token_hex(6)}"
+
+
+def parts_of(ceremony: str) -> tuple[str, str] | None:
+    """The MasterKey and the action that a ceremony id names; None if it is no such id."""
+    match = _CEREMONY.fullmatch(ceremony)
+    return (match[1], match[2]) if match else None
 
 
 _HOLD = "/hold/"
@@ -94,8 +100,8 @@ def workflow_id(ceremony: str) -> str:
     Raises:
         NotKnown: this is no ceremony id.
     """
-    match = _CEREMONY.match(ceremony)
-    if match is None:
+    parts = parts_of(ceremony)
+    if parts is None:
         raise NotKnown(f"{ceremony!r} is not a ceremony id", next_step="list them with `masterkey ceremony list`")
-    master_key, action = match.groups()
+    master_key, action = parts
     return f"masterkey/{master_key}/change" if action in CHANGING else f"masterkey/{ceremony}"
