@@ -61,7 +61,7 @@ async def audit_run(history: WorkflowHistory, *, running: bool = False, ceremony
 
     Args:
         history: of any workflow of ours.
-        running: it may end anywhere.
+        running: it was when it was asked for, so it may end anywhere.
         ceremony: the one that was asked for; another is a difference.
 
     Raises:
@@ -69,6 +69,8 @@ async def audit_run(history: WorkflowHistory, *, running: bool = False, ceremony
     """
     check_shape(history)
     outside, found = ended_outside(history), ceremony_of(history)
+    # It may have ended since somebody looked.
+    running = running and not outside and not replay.ends(history)
     differences = await replay.in_a_process(history, whole=not running and not outside)
     if outside:
         differences.append(f"the workflow was {outside}, from outside: what it would have done then is not known")
@@ -129,11 +131,8 @@ def _by_others(asked: Expectations, event: EventRecord, runs: Sequence[Run]) -> 
     said = read_object(event.body)
     if event.type == "staged-discarded":
         return isinstance(said.get("discarded"), list) and set(map(str, said["discarded"])) <= asked.staged
-    return (
-        event.type == "ceremony-closed"
-        and said == {"outcome": "failed", "detail": ABANDONED}
-        and any(run.outside for run in runs)
-    )
+    abandoned = {"outcome": "failed", "detail": ABANDONED}
+    return event.type == "ceremony-closed" and said == abandoned and any(run.outside for run in runs)
 
 
 __all__ = ["Compared", "Run", "audit_run", "compare_with_log"]

@@ -90,15 +90,19 @@ async def audit(history: WorkflowHistory, *, whole: bool = True) -> list[str]:
         history: of any workflow of ours. One that was made up can make the SDK wait for ever: see `in_a_process`.
         whole: it ends with the workflow's own end; else somebody ended it, or it goes on.
     """
-    closed = history.events[-1].event_type in _CLOSING if history.events else False
-    if closed != whole:
-        return [f"the history {'ends' if closed else 'does not end'} with the workflow's own end"]
+    if ends(history) != whole:
+        return [f"the history {'does not end' if whole else 'ends'} with the workflow's own end"]
     recorder = _Recorder()
     replayer = Replayer(workflows=roles.WORKFLOWS, workflow_runner=recorder, data_converter=DATA_CONVERTER)
     replayed = await replayer.replay_workflow(history, raise_on_replay_failure=False)
     if replayed.replay_failure is not None:
         return [f"the code does not replay: {str(replayed.replay_failure)[:300]}"]
     return _compare(recorder.commands, history.events, whole=whole)
+
+
+def ends(history: WorkflowHistory) -> bool:
+    """Whether a history ends with the workflow's own end."""
+    return bool(history.events) and history.events[-1].event_type in _CLOSING
 
 
 async def in_a_process(history: WorkflowHistory, *, whole: bool = True) -> list[str]:

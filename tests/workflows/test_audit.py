@@ -16,7 +16,7 @@ from temporalio.client import WorkflowHistory
 from activities.ledger.records import EventRecord
 from tests.workflows.people import Handle, House, ended, failure
 from tests.workflows.record_histories import FOLDER, load
-from workers import ceremony_client
+from workers import ceremony_client, replay
 from workers.audit import Run, audit_run, compare_with_log
 from workers.histories import check_shape, read_history
 from workflows.contracts import names
@@ -253,6 +253,21 @@ async def test_a_history_that_no_server_would_have_written_is_refused_at_once(li
     for altered in _altered(lives["refused init"][0][0].history):
         with pytest.raises(NotKnown):
             await audit_run(altered)
+
+
+async def test_a_replay_that_does_not_come_to_an_end_is_ended(lives: Audited, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "_LIMIT_SECONDS", -1000.0)
+    run = await audit_run(lives["init"][0][0].history)
+    assert "has not come to an end" in run.differences[0]
+
+
+async def test_a_hold_that_ended_since_somebody_looked_is_whole(lives: Audited) -> None:
+    hold = lives["unseal"][0][1]
+    run = await audit_run(hold.history, running=True)
+    assert (run.running, run.differences) == (False, ())
+    cut = WorkflowHistory(hold.history.workflow_id, hold.history.events[:-1])
+    assert (await audit_run(cut)).differences != ()
+    assert (await audit_run(cut, running=True)).differences == ()
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"events": []}', '{"events": [{"eventId": "1"}]}', "\x00"])
