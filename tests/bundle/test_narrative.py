@@ -57,6 +57,13 @@ def test_a_signature_by_one_who_may_not_names_nobody(lived: Lived, chain: Roster
     assert tell(approval.model_copy(update={"body": json.dumps(body)}), chain).who == (UNVERIFIED,)
 
 
+def test_a_document_of_another_ceremony_names_nobody(lived: Lived, chain: RosterChain) -> None:
+    first, *_, last = events(lived, "approval-recorded")
+    line = tell(first.model_copy(update={"body": last.body}), chain)
+    assert line.who == (UNVERIFIED,)
+    assert "approves" not in line.words
+
+
 def test_an_event_that_cannot_be_read_says_so(lived: Lived, chain: RosterChain) -> None:
     event = events(lived, "protection-committed")[0]
     assert "cannot be read" in tell(event.model_copy(update={"body": "{}"}), chain).words

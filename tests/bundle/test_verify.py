@@ -327,7 +327,9 @@ def test_a_request_that_does_not_verify_is_a_doubt(lived: Lived) -> None:
     assert "signature that does not verify" in doubt
 
 
-@pytest.mark.parametrize("document", ["\ud800", "[" * 100_000, "9" * 5000, "{}", ""])
+@pytest.mark.parametrize(
+    "document", ['{"type":"masterkey-approval","x":"\ud800"}', "\ud800", "[" * 100_000, "9" * 5000, "{}", ""], ids=len
+)
 def test_a_document_that_cannot_be_read_is_refused_in_one_line(lived: Lived, document: str) -> None:
     def put(whole: dict[str, Any]) -> None:
         event = whole["events"][events_of(lived.data, "approval-recorded")[0]]
