@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
-from workflows.contracts.canonical import Document, Signed
-from workflows.contracts.errors import ConfigurationInvalid
-from workflows.contracts.signatures import armour, fingerprint
+from workflows.contracts.trust.canonical import Document, Signed
+from workflows.contracts.trust.errors import ConfigurationInvalid
+from workflows.contracts.trust.signatures import armour, fingerprint
 
 
 class Identity:

@@ -10,18 +10,18 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
+from activities.crypto.envelope import MASTER_KEY_BYTES, equal, key_check_value
+from activities.crypto.hpke import PrivateKey
 from activities.identity import Identity
+from activities.oneshot.process import Channel
 from activities.roster import RosterSource
-from activities.strongroom.envelope import MASTER_KEY_BYTES, equal, key_check_value
-from activities.strongroom.hpke import PrivateKey
-from activities.strongroom.process import Channel
-from workflows.contracts.authority import CLOCK_SKEW, MAXIMUM_CEREMONY, check_manifest
-from workflows.contracts.canonical import Message, Signed, decode64, digest, seconds
-from workflows.contracts.documents import SUITE, Delivery, Ended, Manifest, RecipientRequest, delivery_info
-from workflows.contracts.errors import ApprovalInvalid, CiphertextInvalid, ManifestInvalid
 from workflows.contracts.messages import Delivered
-from workflows.contracts.roster import RosterChain
-from workflows.contracts.signatures import open_signed
+from workflows.contracts.trust.authority import CLOCK_SKEW, MAXIMUM_CEREMONY, check_manifest
+from workflows.contracts.trust.canonical import Message, Signed, decode64, digest, seconds
+from workflows.contracts.trust.documents import SUITE, Delivery, Ended, Manifest, RecipientRequest, delivery_info
+from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, ManifestInvalid
+from workflows.contracts.trust.roster import RosterChain
+from workflows.contracts.trust.signatures import open_signed
 
 TARGET = "activities.recipient:serve"
 """What a recipient's one-shot process runs."""

@@ -12,10 +12,10 @@ import pytest_asyncio
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 
-from activities.ledger.store import Ledger
-from workers.embedded.openbao import OpenBao, start_openbao
-from workers.embedded.process import free_port
-from workers.embedded.stack import CUSTODIANS, KeystoreSetup, Stack
+from activities.ledger.store.ledger import Ledger
+from workers.local.openbao import OpenBao, start_openbao
+from workers.local.process import free_port
+from workers.local.stack import CUSTODIANS, KeystoreSetup, Stack
 
 NAMES = tuple(f"mk-{number}" for number in range(1500))
 """MasterKeys that the recipient is enrolled for; each test takes fresh ones."""

@@ -14,16 +14,17 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from activities.identity import Identity, generate_identity
-from activities.keystores.age_keys import AgeIdentity, write_identity
-from activities.keystores.base import Context, KeyRef, Keystore, WrappedKey, context_bytes
-from activities.keystores.desk import Desk, KeystoreTerms
-from activities.keystores.offline import Offline, OfflineSettings
+from activities.keystores.context import Desk, KeystoreTerms
+from activities.keystores.kinds.age_keys import AgeIdentity, write_identity
+from activities.keystores.kinds.base import Context, KeyRef, Keystore, WrappedKey, context_bytes
+from activities.keystores.kinds.offline import Offline, OfflineSettings
 from activities.keystores.state import StateDirectory
 from activities.roster import RosterSource
-from workers.ssh import sign_with_key
-from workflows.contracts.authority import Authority
-from workflows.contracts.canonical import Signed, seconds
-from workflows.contracts.documents import (
+from workers.client.ssh import sign_with_key
+from workflows.contracts.messages import StoredProtection
+from workflows.contracts.trust.authority import Authority
+from workflows.contracts.trust.canonical import Signed, seconds
+from workflows.contracts.trust.documents import (
     SUITE,
     Action,
     Approval,
@@ -36,9 +37,8 @@ from workflows.contracts.documents import (
     Target,
     TargetShard,
 )
-from workflows.contracts.errors import CiphertextInvalid
-from workflows.contracts.messages import StoredProtection
-from workflows.contracts.roster import (
+from workflows.contracts.trust.errors import CiphertextInvalid
+from workflows.contracts.trust.roster import (
     ChangeQuorum,
     Custodian,
     Governance,

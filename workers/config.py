@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from activities.roster import RosterSource
-from workflows.contracts.canonical import Digest, Name
-from workflows.contracts.documents import Check, Mode
-from workflows.contracts.errors import ConfigurationInvalid
+from workflows.contracts.trust.canonical import Digest, Name
+from workflows.contracts.trust.documents import Check, Mode
+from workflows.contracts.trust.errors import ConfigurationInvalid
 
 if TYPE_CHECKING:
-    from activities.keystores.desk import KeystoreTerms
-    from activities.ledger.places import Place
+    from activities.keystores.context import KeystoreTerms
+    from activities.ledger.bundle.places import Place
 
 _PREFIX = "MASTERKEY_"
 _PINNED = ("ROSTER", "RECIPIENT__KCV")
@@ -203,7 +203,7 @@ class Configuration(BaseSettings):
             ConfigurationInvalid: the SDK of a place is not installed.
         """
         # Here and not above: only the orchestrator writes bundles.
-        from activities.ledger.places import Folder, open_bucket
+        from activities.ledger.bundle.places import Folder, open_bucket
 
         section = self.bundle
         places: list[Place] = []
@@ -232,8 +232,8 @@ class Configuration(BaseSettings):
             ConfigurationInvalid: there is no such section, or a key in it is wrong.
         """
         # Here and not above: only a keystore's worker needs them, and every command loads a configuration.
-        from activities.keystores.desk import KeystoreTerms
-        from activities.keystores.registry import parse_settings
+        from activities.keystores.context import KeystoreTerms
+        from activities.keystores.kinds.registry import parse_settings
 
         section = self.keystores.get(name)
         if section is None:

@@ -12,7 +12,7 @@ from temporalio.envconfig import ClientConfig
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.service import RPCError
 
-from workflows.contracts.errors import ConfigurationInvalid
+from workflows.contracts.trust.errors import ConfigurationInvalid
 
 
 class ReadableFailures(DefaultFailureConverter):

@@ -25,20 +25,19 @@ from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from activities.identity import check_private
-from activities.keystores import preload
 from activities.keystores.activities import TARGET as KEYSTORE_TARGET
 from activities.keystores.activities import KeystoreActivities
+from activities.keystores.kinds import preload
+from activities.oneshot.process import Pool
 from activities.strongroom.activities import TARGET as STRONGROOM_TARGET
 from activities.strongroom.activities import StrongroomActivities
-from activities.strongroom.process import Pool
-from workers import ceremony_client
+from workers.client import ceremonies as ceremony_client
 from workers.config import Configuration
 from workers.connection import connect
 from workflows.contracts import names
-from workflows.contracts.errors import ConfigurationInvalid
-from workflows.contracts.signatures import fingerprint
+from workflows.contracts.trust.errors import ConfigurationInvalid
+from workflows.contracts.trust.signatures import fingerprint
 from workflows.drill import DrillWorkflow
-from workflows.housekeeping import CollectWorkflow, SurveyWorkflow
 from workflows.init import InitWorkflow
 from workflows.order import OrderWorkflow
 from workflows.recover import DisasterRecoveryWorkflow
@@ -46,6 +45,7 @@ from workflows.report import ReportWorkflow
 from workflows.reshard import ReshardWorkflow
 from workflows.seal import HoldWorkflow, SealWorkflow
 from workflows.unseal import UnsealWorkflow
+from workflows.upkeep import CollectWorkflow, SurveyWorkflow
 
 WORKFLOWS = (
     InitWorkflow,
@@ -67,22 +67,9 @@ PASSED_THROUGH = (
     "pydantic_core",
     "rfc8785",
     "sshsig",
-    "workflows.assessment",
-    "workflows.ceremony",
-    "workflows.concurrency",
+    "workflows.calls",
     "workflows.contracts",
-    "workflows.contributing",
-    "workflows.failures",
-    "workflows.keystore_calls",
-    "workflows.opening",
-    "workflows.proof",
-    "workflows.proposal",
-    "workflows.protecting",
-    "workflows.quorum",
-    "workflows.resharding",
-    "workflows.sessions",
-    "workflows.stopping",
-    "workflows.telling",
+    "workflows.steps",
 )
 """Modules that the workflow sandbox shares with the process: pure, and costly or impossible to import again.
 
@@ -105,7 +92,7 @@ async def run_orchestrator(configuration: Configuration) -> None:
     """Workflows and the ledger. Has the database, and no credentials of any keystore."""
     # Here and not above: the other roles have no database, and need no library for one.
     from activities.ledger.activities import LedgerActivities
-    from activities.ledger.store import Ledger
+    from activities.ledger.store.ledger import Ledger
 
     roster = configuration.roster_source()
     roster.load()

@@ -15,9 +15,6 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from workflows.contracts import names
-    from workflows.contracts.canonical import Signed, decode64, digest
-    from workflows.contracts.documents import Manifest
-    from workflows.contracts.errors import CiphertextInvalid, KeystoreUnavailable, MasterKeyError
     from workflows.contracts.messages import (
         CheckDataKey,
         DrillRequest,
@@ -27,11 +24,14 @@ with workflow.unsafe.imports_passed_through():
         StoredProtection,
         StoredShard,
     )
-    from workflows.contracts.roster import Roster
+    from workflows.contracts.trust.canonical import Signed, decode64, digest
+    from workflows.contracts.trust.documents import Manifest
+    from workflows.contracts.trust.errors import CiphertextInvalid, KeystoreUnavailable, MasterKeyError
+    from workflows.contracts.trust.roster import Roster
 
-from workflows.concurrency import gather
-from workflows.proof import prove_data_key
-from workflows.protecting import Protecting
+from workflows.calls.concurrency import gather
+from workflows.steps.protect import Protecting
+from workflows.steps.prove import prove_data_key
 
 _PATIENCE = timedelta(seconds=60)
 _ATTEMPTS = 3

@@ -13,9 +13,6 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from workflows.contracts import names
-    from workflows.contracts.canonical import Signed
-    from workflows.contracts.documents import Manifest, Plan, Target
-    from workflows.contracts.errors import KeystoreError, SessionLost
     from workflows.contracts.messages import (
         InitRequest,
         InitResult,
@@ -23,11 +20,14 @@ with workflow.unsafe.imports_passed_through():
         SessionOpened,
         StoredProtection,
     )
-    from workflows.contracts.roster import Roster, Strongroom
+    from workflows.contracts.trust.canonical import Signed
+    from workflows.contracts.trust.documents import Manifest, Plan, Target
+    from workflows.contracts.trust.errors import KeystoreError, SessionLost
+    from workflows.contracts.trust.roster import Roster, Strongroom
 
-from workflows.protecting import Protecting, Topology, choose_strongroom
-from workflows.quorum import Quorum
-from workflows.sessions import use_session, with_session
+from workflows.calls.sessions import use_session, with_session
+from workflows.steps.protect import Protecting, Topology, choose_strongroom
+from workflows.steps.quorum import Quorum
 
 _ATTEMPTS = 5
 

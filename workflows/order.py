@@ -11,9 +11,6 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from workflows.contracts import names
-    from workflows.contracts.canonical import Signed, digest
-    from workflows.contracts.documents import KeystoreState, Manifest, Plan
-    from workflows.contracts.errors import MasterKeyError, PlanInvalid
     from workflows.contracts.messages import (
         Begun,
         ExecuteOrder,
@@ -23,15 +20,18 @@ with workflow.unsafe.imports_passed_through():
         OrderResult,
         ReportState,
     )
-    from workflows.contracts.roster import Roster
+    from workflows.contracts.trust.canonical import Signed, digest
+    from workflows.contracts.trust.documents import KeystoreState, Manifest, Plan
+    from workflows.contracts.trust.errors import MasterKeyError, PlanInvalid
+    from workflows.contracts.trust.roster import Roster
 
-from workflows.concurrency import gather
-from workflows.keystore_calls import call_keystore
-from workflows.opening import source_of
-from workflows.protecting import Protecting, choose_strongroom, read_statement
-from workflows.quorum import Quorum
-from workflows.resharding import old_keys
-from workflows.telling import keys_of, tell_keystores
+from workflows.calls.concurrency import gather
+from workflows.calls.keystores import call_keystore
+from workflows.steps.notify import keys_of, tell_keystores
+from workflows.steps.open import source_of
+from workflows.steps.protect import Protecting, choose_strongroom, read_statement
+from workflows.steps.quorum import Quorum
+from workflows.steps.replace import old_keys
 
 _PATIENCE = timedelta(minutes=2)
 _SURVEY_PATIENCE = timedelta(seconds=10)

@@ -16,8 +16,16 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from pydantic import ValidationError
 
-    from workflows.contracts.documents import Plan
-    from workflows.contracts.errors import (
+    from workflows.calls.failures import as_failure
+    from workflows.contracts.messages import (
+        Begun,
+        ChangedPlan,
+        KeystoreHealth,
+        RecoverRequest,
+        ReshardResult,
+    )
+    from workflows.contracts.trust.documents import Plan
+    from workflows.contracts.trust.errors import (
         ApprovalInvalid,
         CeremonyEnded,
         KeystoreUnavailable,
@@ -27,22 +35,14 @@ with workflow.unsafe.imports_passed_through():
         QuorumUnreachable,
         Stopped,
     )
-    from workflows.contracts.messages import (
-        Begun,
-        ChangedPlan,
-        KeystoreHealth,
-        RecoverRequest,
-        ReshardResult,
-    )
-    from workflows.contracts.roster import Roster, Strongroom
-    from workflows.failures import as_failure
+    from workflows.contracts.trust.roster import Roster, Strongroom
 
-from workflows.assessment import GONE, LOST, USABLE, Assessment
-from workflows.concurrency import gather
-from workflows.opening import source_of
-from workflows.proposal import best_source, propose
-from workflows.protecting import Topology, choose_strongroom
-from workflows.resharding import Active, Resharding, by_purpose
+from workflows.calls.concurrency import gather
+from workflows.steps.assess import GONE, LOST, USABLE, Assessment
+from workflows.steps.open import source_of
+from workflows.steps.propose import best_source, propose
+from workflows.steps.protect import Topology, choose_strongroom
+from workflows.steps.replace import Active, Resharding, by_purpose
 
 _REPLANNABLE = ("assessing", "planning", "quorum", "waiting", "reconstructing", "proving")
 """Nothing is changed yet in these: what was staged by an earlier plan is discarded."""

@@ -9,9 +9,9 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
+    from workflows.calls.failures import as_failure, from_failure
     from workflows.contracts import names
     from workflows.contracts.messages import Report, ReportRequest
-    from workflows.failures import as_failure, from_failure
 
 
 @workflow.defn

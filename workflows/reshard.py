@@ -12,13 +12,13 @@ from datetime import timedelta
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from workflows.contracts.documents import Plan
     from workflows.contracts.messages import ReshardRequest, ReshardResult
-    from workflows.contracts.roster import Roster
+    from workflows.contracts.trust.documents import Plan
+    from workflows.contracts.trust.roster import Roster
 
-from workflows.opening import source_of
-from workflows.protecting import Topology, choose_strongroom
-from workflows.resharding import Resharding, by_purpose, choose_source
+from workflows.steps.open import source_of
+from workflows.steps.protect import Topology, choose_strongroom
+from workflows.steps.replace import Resharding, by_purpose, choose_source
 
 
 @workflow.defn

@@ -17,11 +17,8 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from pydantic import ValidationError
 
+    from workflows.calls.failures import as_failure
     from workflows.contracts import names
-    from workflows.contracts.authority import check_stop
-    from workflows.contracts.canonical import Signed
-    from workflows.contracts.documents import Ended
-    from workflows.contracts.errors import ApprovalInvalid, MasterKeyError
     from workflows.contracts.messages import (
         HolderTold,
         HoldingRecorded,
@@ -32,14 +29,17 @@ with workflow.unsafe.imports_passed_through():
         SealResult,
         StopServing,
     )
-    from workflows.contracts.roster import Roster
-    from workflows.contracts.signatures import open_signed
-    from workflows.failures import as_failure
+    from workflows.contracts.trust.authority import check_stop
+    from workflows.contracts.trust.canonical import Signed
+    from workflows.contracts.trust.documents import Ended
+    from workflows.contracts.trust.errors import ApprovalInvalid, MasterKeyError
+    from workflows.contracts.trust.roster import Roster
+    from workflows.contracts.trust.signatures import open_signed
 
-from workflows.ceremony import Ceremony
-from workflows.concurrency import gather
-from workflows.protecting import Protecting
-from workflows.telling import keys_of, tell_keystores
+from workflows.calls.concurrency import gather
+from workflows.steps.ceremony import Ceremony
+from workflows.steps.notify import keys_of, tell_keystores
+from workflows.steps.protect import Protecting
 
 
 @workflow.defn

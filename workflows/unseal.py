@@ -12,9 +12,6 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from workflows.contracts import names
-    from workflows.contracts.authority import check_request, custodians_of
-    from workflows.contracts.documents import Manifest, Plan, PlanRecipient, RecipientRequest
-    from workflows.contracts.errors import ApprovalInvalid
     from workflows.contracts.messages import (
         Delivered,
         Release,
@@ -23,13 +20,16 @@ with workflow.unsafe.imports_passed_through():
         UnsealRequest,
         UnsealResult,
     )
-    from workflows.contracts.roster import Roster
+    from workflows.contracts.trust.authority import check_request, custodians_of
+    from workflows.contracts.trust.documents import Manifest, Plan, PlanRecipient, RecipientRequest
+    from workflows.contracts.trust.errors import ApprovalInvalid
+    from workflows.contracts.trust.roster import Roster
 
-from workflows.ceremony import parse_request
-from workflows.opening import Opening, source_of
-from workflows.quorum import Quorum
-from workflows.sessions import use_session
-from workflows.stopping import Stoppable
+from workflows.calls.sessions import use_session
+from workflows.steps.ceremony import parse_request
+from workflows.steps.open import Opening, source_of
+from workflows.steps.quorum import Quorum
+from workflows.steps.stoppable import Stoppable
 
 
 @workflow.defn

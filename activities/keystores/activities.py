@@ -8,12 +8,11 @@ from typing import Any, TypeVar
 from temporalio import activity
 
 from activities.heartbeat import heartbeating
+from activities.keystores.context import KeystoreTerms
 from activities.keystores.datakey import KeystoreCall
-from activities.keystores.desk import KeystoreTerms
-from activities.strongroom.process import Pool
+from activities.oneshot.process import Pool
+from workflows.calls.failures import as_failure
 from workflows.contracts import names
-from workflows.contracts.canonical import Message, Signed
-from workflows.contracts.errors import ConfigurationInvalid, MasterKeyError
 from workflows.contracts.messages import (
     CheckDataKey,
     DekAnswer,
@@ -25,7 +24,8 @@ from workflows.contracts.messages import (
     StopServing,
     UnwrapDataKey,
 )
-from workflows.failures import as_failure
+from workflows.contracts.trust.canonical import Message, Signed
+from workflows.contracts.trust.errors import ConfigurationInvalid, MasterKeyError
 
 M = TypeVar("M", bound=Message)
 

@@ -9,36 +9,13 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 
-from activities.keystores import orders
-from activities.keystores.base import DEK_BYTES, KeyRef, WrappedKey
-from activities.keystores.desk import Desk, KeystoreTerms
+from activities.crypto.envelope import dek_check_value, equal
+from activities.crypto.hpke import encrypt_to
+from activities.keystores import memory as orders
+from activities.keystores.context import Desk, KeystoreTerms
+from activities.keystores.kinds.base import DEK_BYTES, KeyRef, WrappedKey
+from activities.oneshot.process import Channel
 from activities.strongroom.datakeys import context_for
-from activities.strongroom.envelope import dek_check_value, equal
-from activities.strongroom.hpke import encrypt_to
-from activities.strongroom.process import Channel
-from workflows.contracts.authority import (
-    RESHARDING,
-    Granted,
-    check_manifest,
-    check_protect,
-    check_release,
-    check_reshard,
-    check_session,
-    parse_plan,
-)
-from workflows.contracts.canonical import Message, Signed, decode64, digest, encode64, seconds
-from workflows.contracts.documents import (
-    CheckResponse,
-    DekResponse,
-    KeyDescription,
-    KeystoreContext,
-    Manifest,
-    ManifestShard,
-    SessionAnnouncement,
-    Work,
-    dek_info,
-)
-from workflows.contracts.errors import ApprovalInvalid, CiphertextInvalid, KeyNotFound, ManifestInvalid
 from workflows.contracts.messages import (
     CheckDataKey,
     DekAnswer,
@@ -50,6 +27,29 @@ from workflows.contracts.messages import (
     StopServing,
     UnwrapDataKey,
 )
+from workflows.contracts.trust.authority import (
+    RESHARDING,
+    Granted,
+    check_manifest,
+    check_protect,
+    check_release,
+    check_reshard,
+    check_session,
+    parse_plan,
+)
+from workflows.contracts.trust.canonical import Message, Signed, decode64, digest, encode64, seconds
+from workflows.contracts.trust.documents import (
+    CheckResponse,
+    DekResponse,
+    KeyDescription,
+    KeystoreContext,
+    Manifest,
+    ManifestShard,
+    SessionAnnouncement,
+    Work,
+    dek_info,
+)
+from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, KeyNotFound, ManifestInvalid
 
 
 class KeystoreCall(Message):

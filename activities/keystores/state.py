@@ -16,9 +16,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from workflows.contracts.canonical import Message
-from workflows.contracts.documents import Manifest
-from workflows.contracts.errors import ConfigurationInvalid, ManifestInvalid, Stopped
+from workflows.contracts.trust.canonical import Message
+from workflows.contracts.trust.documents import Manifest
+from workflows.contracts.trust.errors import ConfigurationInvalid, ManifestInvalid, Stopped
 
 
 class MasterKeyState(Message):

@@ -13,17 +13,14 @@ from typing import Any, ParamSpec, TypeVar
 
 from temporalio import activity
 
-from activities.ledger.exporting import export
-from activities.ledger.places import Place, file_name, write_everywhere
-from activities.ledger.planning import as_signed, begin
-from activities.ledger.records import CeremonyRecord, ProtectionRecord, ShardRecord
-from activities.ledger.store import Ledger, NewEvent
+from activities.ledger.bundle.export import export
+from activities.ledger.bundle.places import Place, file_name, write_everywhere
+from activities.ledger.log.records import CeremonyRecord, ProtectionRecord, ShardRecord
+from activities.ledger.store.begin import as_signed, begin
+from activities.ledger.store.ledger import Ledger, NewEvent
 from activities.roster import RosterSource
+from workflows.calls.failures import as_failure
 from workflows.contracts import names
-from workflows.contracts.authority import parse_plan
-from workflows.contracts.canonical import format_time
-from workflows.contracts.documents import Manifest
-from workflows.contracts.errors import CeremonyEnded, LedgerConflict, MasterKeyError, NotKnown, PlanInvalid
 from workflows.contracts.messages import (
     BeginCeremony,
     Begun,
@@ -46,7 +43,10 @@ from workflows.contracts.messages import (
     ReportRequest,
     Stage,
 )
-from workflows.failures import as_failure
+from workflows.contracts.trust.authority import parse_plan
+from workflows.contracts.trust.canonical import format_time
+from workflows.contracts.trust.documents import Manifest
+from workflows.contracts.trust.errors import CeremonyEnded, LedgerConflict, MasterKeyError, NotKnown, PlanInvalid
 
 ABANDONED = "ended from outside before it was done"
 """What stands in the record of a ceremony that did not close itself."""
@@ -103,7 +103,7 @@ class LedgerActivities:
     @activity.defn(name=names.BEGIN_CEREMONY)
     @_translated
     def begin_ceremony(self, request: BeginCeremony) -> Begun:
-        """Open a ceremony, and give what its plan is made from; see `activities.ledger.planning`.
+        """Open a ceremony, and give what its plan is made from; see `activities.ledger.store.begin`.
 
         A ceremony that changes a MasterKey closes those before it that were ended from outside: Temporal
         runs at most one at a time, so a record that is open still belongs to none.

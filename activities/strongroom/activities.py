@@ -11,12 +11,10 @@ from typing import Any, TypeVar
 from temporalio import activity
 
 from activities.heartbeat import heartbeating
-from activities.strongroom.process import OneShot, Pool
+from activities.oneshot.process import OneShot, Pool
 from activities.strongroom.session import SessionWork
+from workflows.calls.failures import as_failure
 from workflows.contracts import names
-from workflows.contracts.authority import SESSION_LIFETIME
-from workflows.contracts.canonical import Message, Signed
-from workflows.contracts.errors import MasterKeyError, SessionLost
 from workflows.contracts.messages import (
     Delivered,
     HoldSession,
@@ -28,7 +26,9 @@ from workflows.contracts.messages import (
     SessionTerms,
     StoredProtection,
 )
-from workflows.failures import as_failure
+from workflows.contracts.trust.authority import SESSION_LIFETIME
+from workflows.contracts.trust.canonical import Message, Signed
+from workflows.contracts.trust.errors import MasterKeyError, SessionLost
 
 M = TypeVar("M", bound=Message)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from activities.crypto import hpke
 from activities.identity import Identity
-from activities.strongroom import hpke
-from workflows.contracts.authority import CLOCK_SKEW, SESSION_LIFETIME, Granted, check_time
-from workflows.contracts.canonical import decode64, digest
-from workflows.contracts.documents import (
+from workflows.contracts.messages import DekAnswer
+from workflows.contracts.trust.authority import CLOCK_SKEW, SESSION_LIFETIME, Granted, check_time
+from workflows.contracts.trust.canonical import decode64, digest
+from workflows.contracts.trust.documents import (
     DekResponse,
     KeystoreContext,
     Mechanism,
@@ -19,10 +20,9 @@ from workflows.contracts.documents import (
     Target,
     dek_info,
 )
-from workflows.contracts.errors import ApprovalInvalid
-from workflows.contracts.messages import DekAnswer
-from workflows.contracts.roster import RosterChain
-from workflows.contracts.signatures import open_signed
+from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.roster import RosterChain
+from workflows.contracts.trust.signatures import open_signed
 
 
 @dataclass(frozen=True)

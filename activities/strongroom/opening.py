@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from activities.strongroom import envelope, shamir
+from activities.crypto import envelope, shamir
 from activities.strongroom.datakeys import Session, open_data_key
-from workflows.contracts.authority import Granted
-from workflows.contracts.canonical import decode64, digest
-from workflows.contracts.documents import DekResponse, Manifest, ManifestShard
-from workflows.contracts.errors import ApprovalInvalid, CiphertextInvalid
 from workflows.contracts.messages import DekAnswer, StoredProtection, StoredShard
-from workflows.contracts.signatures import open_signed
+from workflows.contracts.trust.authority import Granted
+from workflows.contracts.trust.canonical import decode64, digest
+from workflows.contracts.trust.documents import DekResponse, Manifest, ManifestShard
+from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid
+from workflows.contracts.trust.signatures import open_signed
 
 
 def open_protection(

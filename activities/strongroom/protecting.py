@@ -6,11 +6,12 @@ import os
 from collections.abc import Sequence
 from datetime import datetime
 
-from activities.strongroom import envelope, shamir
+from activities.crypto import envelope, shamir
 from activities.strongroom.datakeys import Session, context_for, open_data_key
-from workflows.contracts.authority import Granted
-from workflows.contracts.canonical import digest, encode64, seconds
-from workflows.contracts.documents import (
+from workflows.contracts.messages import DekAnswer, StoredProtection, StoredShard
+from workflows.contracts.trust.authority import Granted
+from workflows.contracts.trust.canonical import digest, encode64, seconds
+from workflows.contracts.trust.documents import (
     KeystoreContext,
     Manifest,
     ManifestShard,
@@ -18,8 +19,7 @@ from workflows.contracts.documents import (
     ShardBinding,
     Target,
 )
-from workflows.contracts.errors import ApprovalInvalid, CiphertextInvalid, ConfigurationInvalid
-from workflows.contracts.messages import DekAnswer, StoredProtection, StoredShard
+from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, ConfigurationInvalid
 
 
 def make_protection(
@@ -110,7 +110,7 @@ def _data_key(
         return binding, dek, answer.wrapped_dek, mechanism
     try:
         # Here and not above: its library is there only where offline keystores are used.
-        from activities.keystores.offline import wrap_dek
+        from activities.keystores.kinds.offline import wrap_dek
     except ModuleNotFoundError as error:
         raise ConfigurationInvalid(
             f"the strongroom cannot wrap for {keystore.name}: the Python module {error.name!r} is not installed there",

@@ -13,14 +13,15 @@ import signal
 from datetime import UTC, datetime
 from pathlib import Path
 
+from activities.crypto import envelope, hpke
 from activities.identity import Identity
+from activities.oneshot.process import Channel
 from activities.roster import RosterSource
-from activities.strongroom import envelope, hpke
 from activities.strongroom.datakeys import Session
 from activities.strongroom.opening import open_protection
-from activities.strongroom.process import Channel
 from activities.strongroom.protecting import make_protection
-from workflows.contracts.authority import (
+from workflows.contracts.messages import Delivered, Protect, Release, Reshard, SessionTerms, StoredProtection
+from workflows.contracts.trust.authority import (
     SESSION_LIFETIME,
     Granted,
     check_protect,
@@ -28,10 +29,9 @@ from workflows.contracts.authority import (
     check_reshard,
     parse_plan,
 )
-from workflows.contracts.canonical import Message, Signed, digest, encode64, seconds
-from workflows.contracts.documents import SUITE, Delivery, SessionAnnouncement, Work, delivery_info
-from workflows.contracts.errors import ApprovalInvalid
-from workflows.contracts.messages import Delivered, Protect, Release, Reshard, SessionTerms, StoredProtection
+from workflows.contracts.trust.canonical import Message, Signed, digest, encode64, seconds
+from workflows.contracts.trust.documents import SUITE, Delivery, SessionAnnouncement, Work, delivery_info
+from workflows.contracts.trust.errors import ApprovalInvalid
 
 
 class SessionWork(Message):

@@ -9,18 +9,14 @@ from typing import Any
 
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 
-from activities.ledger.records import EventRecord
-from activities.ledger.store import Ledger
+from activities.crypto.hpke import PrivateKey
+from activities.ledger.log.records import EventRecord
+from activities.ledger.store.ledger import Ledger
 from activities.recipient import open_delivery
-from activities.strongroom.hpke import PrivateKey
 from tests.attacker.orchestrator import result_of
 from tests.attacker.people import People, manifest_of
 from tests.world import now
-from workers import ceremony_client
-from workflows.contracts.authority import parse_plan
-from workflows.contracts.canonical import Signed
-from workflows.contracts.documents import Plan, RecipientRequest
-from workflows.contracts.errors import MasterKeyError
+from workers.client import ceremonies as ceremony_client
 from workflows.contracts.messages import (
     CeremonyStatus,
     Delivered,
@@ -33,6 +29,10 @@ from workflows.contracts.messages import (
     UnsealResult,
 )
 from workflows.contracts.names import new_ceremony_id
+from workflows.contracts.trust.authority import parse_plan
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.documents import Plan, RecipientRequest
+from workflows.contracts.trust.errors import MasterKeyError
 
 QUORUM = ("alice", "carol", "dave")
 EVERYBODY = ("alice", "bob", "carol", "dave", "erin")

@@ -23,10 +23,6 @@ from temporalio.exceptions import ActivityError, ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from workflows.contracts import names
-from workflows.contracts.authority import Authority
-from workflows.contracts.canonical import Message, Signed
-from workflows.contracts.documents import KeystoreState, Plan, StateStatement
-from workflows.contracts.errors import BY_NAME
 from workflows.contracts.messages import (
     CheckDataKey,
     DekAnswer,
@@ -43,6 +39,10 @@ from workflows.contracts.messages import (
     StoredProtection,
     UnwrapDataKey,
 )
+from workflows.contracts.trust.authority import Authority
+from workflows.contracts.trust.canonical import Message, Signed
+from workflows.contracts.trust.documents import KeystoreState, Plan, StateStatement
+from workflows.contracts.trust.errors import BY_NAME
 
 M = TypeVar("M", bound=Message)
 

@@ -10,13 +10,13 @@ from typing import Any
 from activities.identity import Identity
 from activities.roster import RosterSource
 from tests.world import World
-from workers.embedded.stack import CUSTODIANS, Stack
-from workers.ssh import public_key_of, sign_with_key
-from workflows.contracts.canonical import Document, Signed
-from workflows.contracts.documents import Manifest, Plan, RecipientRequest
+from workers.client.ssh import public_key_of, sign_with_key
+from workers.local.stack import CUSTODIANS, Stack
 from workflows.contracts.messages import StoredProtection
 from workflows.contracts.names import new_ceremony_id
-from workflows.contracts.signatures import fingerprint
+from workflows.contracts.trust.canonical import Document, Signed
+from workflows.contracts.trust.documents import Manifest, Plan, RecipientRequest
+from workflows.contracts.trust.signatures import fingerprint
 
 
 def manifest_of(stored: StoredProtection) -> Manifest:

@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
+from activities.crypto.hpke import PrivateKey
 from activities.identity import Identity, generate_identity
-from activities.strongroom.hpke import PrivateKey
 from tests.attacker.flows import QUORUM, Ceremonies
 from tests.attacker.orchestrator import Hostile
 from tests.attacker.people import People
 from tests.world import now
-from workers import ceremony_client
-from workflows.contracts.canonical import Signed
-from workflows.contracts.documents import Approval, Plan
-from workflows.contracts.errors import ApprovalInvalid
+from workers.client import ceremonies as ceremony_client
 from workflows.contracts.messages import StoredProtection
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.documents import Approval, Plan
+from workflows.contracts.trust.errors import ApprovalInvalid
 
 
 @dataclass(frozen=True)

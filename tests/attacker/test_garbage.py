@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
+from activities.crypto.hpke import PrivateKey
 from activities.identity import Identity, generate_identity
-from activities.strongroom.hpke import PrivateKey
 from tests.attacker.flows import QUORUM, Ceremonies
 from tests.attacker.orchestrator import Hostile, result_of
 from tests.attacker.people import People
 from tests.attacker.test_bad_plans import approved, both_refuse, changed_shard, good_target
 from tests.conftest import Installation
-from workers import ceremony_client
-from workflows.contracts.canonical import Signed
-from workflows.contracts.documents import Approval, RecipientRequest
-from workflows.contracts.errors import ApprovalInvalid
+from workers.client import ceremonies as ceremony_client
 from workflows.contracts.messages import ReportRequest, StoredProtection, UnsealResult
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.documents import Approval, RecipientRequest
+from workflows.contracts.trust.errors import ApprovalInvalid
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from activities.strongroom.hpke import PrivateKey
+from activities.crypto.hpke import PrivateKey
 from tests.attacker.flows import QUORUM, Ceremonies
 from tests.attacker.orchestrator import Hostile
 from tests.attacker.people import People

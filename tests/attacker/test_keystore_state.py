@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from activities.strongroom.hpke import PrivateKey
+from activities.crypto.hpke import PrivateKey
 from tests.attacker.flows import QUORUM, Ceremonies
 from tests.attacker.orchestrator import Hostile
 from tests.attacker.people import People, manifest_of
 from tests.attacker.test_bad_plans import good_target
 from tests.attacker.test_release import scene_of
 from tests.conftest import Installation
-from workflows.contracts.errors import ManifestInvalid
 from workflows.contracts.messages import StoredProtection
 from workflows.contracts.names import new_ceremony_id
+from workflows.contracts.trust.errors import ManifestInvalid
 
 
 @contextmanager

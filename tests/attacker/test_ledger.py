@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 
+from activities.crypto.hpke import PrivateKey
 from activities.identity import Identity, generate_identity
-from activities.strongroom.hpke import PrivateKey
 from tests.attacker.flows import EVERYBODY, QUORUM, Ceremonies, Ended
 from tests.attacker.orchestrator import altered_ledger
 from tests.attacker.people import People, manifest_of
 from tests.attacker.test_release import forged
 from tests.conftest import Installation
-from workers import ceremony_client
-from workflows.contracts.canonical import decode64, encode64
-from workflows.contracts.errors import (
+from workers.client import ceremonies as ceremony_client
+from workflows.contracts.messages import ReportRequest, StoredProtection
+from workflows.contracts.names import new_ceremony_id
+from workflows.contracts.trust.canonical import decode64, encode64
+from workflows.contracts.trust.errors import (
     ApprovalInvalid,
     CeremonyEnded,
     CiphertextInvalid,
@@ -25,8 +27,6 @@ from workflows.contracts.errors import (
     ManifestInvalid,
     NotKnown,
 )
-from workflows.contracts.messages import ReportRequest, StoredProtection
-from workflows.contracts.names import new_ceremony_id
 
 
 @pytest.fixture(scope="module")

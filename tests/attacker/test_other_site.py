@@ -15,19 +15,21 @@ from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 
+from activities.crypto.hpke import PrivateKey, encrypt_to
 from activities.identity import Identity, generate_identity
-from activities.strongroom.hpke import PrivateKey, encrypt_to
 from tests.attacker.flows import EVERYBODY, QUORUM, Ceremonies
 from tests.attacker.orchestrator import Hostile, hostile, impostor
 from tests.attacker.people import People, manifest_of
 from tests.attacker.test_release import scene_of
 from tests.conftest import Installation
 from tests.world import now
-from workers.embedded.stack import KeystoreSetup, Stack
+from workers.local.stack import KeystoreSetup, Stack
 from workflows.contracts import names
-from workflows.contracts.authority import SESSION_LIFETIME
-from workflows.contracts.canonical import digest, encode64, seconds
-from workflows.contracts.documents import (
+from workflows.contracts.messages import Delivered, StoredProtection, UnsealResult
+from workflows.contracts.names import new_ceremony_id
+from workflows.contracts.trust.authority import SESSION_LIFETIME
+from workflows.contracts.trust.canonical import digest, encode64, seconds
+from workflows.contracts.trust.documents import (
     SUITE,
     DekResponse,
     Delivery,
@@ -40,10 +42,8 @@ from workflows.contracts.documents import (
     dek_info,
     delivery_info,
 )
-from workflows.contracts.errors import ApprovalInvalid, PlanInvalid, QuorumUnreachable, RosterInvalid
-from workflows.contracts.messages import Delivered, StoredProtection, UnsealResult
-from workflows.contracts.names import new_ceremony_id
-from workflows.contracts.roster import Custodian, Roster, RosterFile, RosterVersion
+from workflows.contracts.trust.errors import ApprovalInvalid, PlanInvalid, QuorumUnreachable, RosterInvalid
+from workflows.contracts.trust.roster import Custodian, Roster, RosterFile, RosterVersion
 
 SITE_NAMES = tuple(f"site-{n}" for n in range(20))
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from activities.crypto.hpke import PrivateKey
 from activities.identity import generate_identity
 from activities.recipient import pinned_manifest
-from activities.strongroom.hpke import PrivateKey
 from tests.attacker.flows import EVERYBODY, QUORUM, Ceremonies
 from tests.attacker.orchestrator import Hostile, Unforeseen
 from tests.attacker.people import People, manifest_of
@@ -22,9 +22,11 @@ from tests.attacker.test_approvals import both_refuse
 from tests.attacker.test_bad_plans import good_target
 from tests.conftest import Installation
 from tests.world import now
-from workflows.contracts.authority import Authority
-from workflows.contracts.canonical import Signed
-from workflows.contracts.documents import (
+from workflows.contracts.messages import StoredProtection
+from workflows.contracts.names import new_ceremony_id
+from workflows.contracts.trust.authority import Authority
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.documents import (
     KeystoreContext,
     Manifest,
     Plan,
@@ -32,9 +34,7 @@ from workflows.contracts.documents import (
     RecipientRequest,
     SessionAnnouncement,
 )
-from workflows.contracts.errors import ApprovalInvalid, CiphertextInvalid, ManifestInvalid
-from workflows.contracts.messages import StoredProtection
-from workflows.contracts.names import new_ceremony_id
+from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, ManifestInvalid
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from activities.crypto.hpke import PrivateKey
 from activities.identity import generate_identity
-from activities.strongroom.hpke import PrivateKey
 from tests.attacker.flows import QUORUM, Ceremonies
 from tests.attacker.orchestrator import Hostile
 from tests.attacker.people import People, manifest_of
 from tests.attacker.test_release import Scene, forged, scene_of
 from tests.attacker.test_strongroom import deks_for, own_dek
 from tests.conftest import Installation
-from workflows.contracts.authority import Authority
-from workflows.contracts.documents import Plan, Target, TargetShard
-from workflows.contracts.errors import ApprovalInvalid, ManifestInvalid, MasterKeyError, PlanInvalid
 from workflows.contracts.messages import StoredProtection
 from workflows.contracts.names import new_ceremony_id
+from workflows.contracts.trust.authority import Authority
+from workflows.contracts.trust.documents import Plan, Target, TargetShard
+from workflows.contracts.trust.errors import ApprovalInvalid, ManifestInvalid, MasterKeyError, PlanInvalid
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -180,7 +180,7 @@ async def test_an_approved_reshard_uses_no_other_strongroom(
     plan, mallory = plan_for(people, victim), generate_identity(tmp_path / "mallory")
     authority = people.authority(plan, QUORUM)
     opened = await attacker.open(plan, "reshard")
-    from workflows.contracts.documents import SessionAnnouncement
+    from workflows.contracts.trust.documents import SessionAnnouncement
 
     genuine = SessionAnnouncement.parse(opened.announcement.document.encode())
     mine = genuine.model_copy(update={"hpke_public_key": PrivateKey().public_key})

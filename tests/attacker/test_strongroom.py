@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from activities.crypto.hpke import PrivateKey, encrypt_to
 from activities.identity import Identity, generate_identity
-from activities.strongroom.hpke import PrivateKey, encrypt_to
 from tests.attacker.flows import EVERYBODY, QUORUM, Ceremonies
 from tests.attacker.orchestrator import Hostile, Unforeseen
 from tests.attacker.people import People, manifest_of
@@ -19,12 +19,12 @@ from tests.attacker.test_bad_plans import good_target
 from tests.attacker.test_release import Scene, scene_of
 from tests.conftest import Installation
 from tests.world import now
-from workflows.contracts.authority import Authority
-from workflows.contracts.canonical import Signed, decode64, digest, encode64
-from workflows.contracts.documents import DekResponse, Delivery, SessionAnnouncement, dek_info, delivery_info
-from workflows.contracts.errors import ApprovalInvalid, CiphertextInvalid, SessionLost
 from workflows.contracts.messages import DekAnswer, Delivered, SessionOpened, StoredProtection
 from workflows.contracts.names import new_ceremony_id
+from workflows.contracts.trust.authority import Authority
+from workflows.contracts.trust.canonical import Signed, decode64, digest, encode64
+from workflows.contracts.trust.documents import DekResponse, Delivery, SessionAnnouncement, dek_info, delivery_info
+from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, SessionLost
 
 
 @pytest.fixture(scope="module")

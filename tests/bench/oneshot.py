@@ -18,17 +18,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from activities.keystores import datakey, preload
-from activities.keystores.desk import KeystoreTerms
+from activities.keystores import datakey
+from activities.keystores.context import KeystoreTerms
+from activities.keystores.kinds import preload
+from activities.oneshot.process import OneShot, Pool
 from activities.strongroom import session
-from activities.strongroom.process import OneShot, Pool
 from tests.bench import targets
 from tests.bench.measure import Collected, Row, Series, milliseconds_since, take_turns_async
 from tests.bench.unseals import Unseals
 from workers.config import Configuration
-from workflows.contracts.authority import Authority
-from workflows.contracts.canonical import Message, Signed, seconds
-from workflows.contracts.documents import Manifest, Plan, PlanRecipient, RecipientRequest, Source
 from workflows.contracts.messages import (
     DekAnswer,
     Release,
@@ -37,6 +35,9 @@ from workflows.contracts.messages import (
     StoredShard,
     UnwrapDataKey,
 )
+from workflows.contracts.trust.authority import Authority
+from workflows.contracts.trust.canonical import Message, Signed, seconds
+from workflows.contracts.trust.documents import Manifest, Plan, PlanRecipient, RecipientRequest, Source
 
 KEYSTORE = "bao-1"
 MEBI = 1024 * 1024

@@ -13,7 +13,7 @@ import psutil
 
 from tests.bench.measure import Row, Series
 from tests.bench.oneshot import MEBI
-from workers.embedded.process import Service
+from workers.local.process import Service
 
 ROLES = {"orchestrator": "orchestrator", "strongroom": "strongroom", "keystore-bao-1": "keystore-1"}
 """Roles of the product, and their bare counterparts."""

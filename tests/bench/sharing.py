@@ -9,7 +9,7 @@ from typing import Any
 
 import pyshamir
 
-from activities.strongroom import shamir
+from activities.crypto import shamir
 from tests.bench.measure import Row, take_turns
 
 THRESHOLD, COUNT = 3, 5

@@ -8,7 +8,7 @@ import sys
 import time
 
 from tests.bench.measure import Row, milliseconds_since, take_turns
-from workers.embedded.stack import Stack
+from workers.local.stack import Stack
 
 PASS = [sys.executable, "-c", "pass"]
 HELP = [sys.executable, "-m", "workers.cli", "--help"]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import psutil
 
 from activities.keystores import datakey
+from activities.oneshot.process import Channel
 from activities.strongroom import session
-from activities.strongroom.process import Channel
 
 SESSION = f"{__name__}:serve_session"
 KEYSTORE = f"{__name__}:serve_keystore"

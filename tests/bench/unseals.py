@@ -21,18 +21,18 @@ from typing import Any
 
 from temporalio.client import Client, WorkflowHandle
 
+from activities.crypto.hpke import PrivateKey
 from activities.identity import Identity
-from activities.strongroom.hpke import PrivateKey
 from tests.bench import bare
 from tests.bench.measure import Row, milliseconds_since, take_turns_async
 from tests.conftest import Installation
-from workers import ceremony_client
-from workers.embedded.process import Service, launch_service, wait_until_ready
-from workflows.contracts.authority import parse_plan
-from workflows.contracts.canonical import Signed, seconds
-from workflows.contracts.documents import SUITE, Approval, Manifest, Mode, RecipientRequest
+from workers.client import ceremonies as ceremony_client
+from workers.local.process import Service, launch_service, wait_until_ready
 from workflows.contracts.messages import InitRequest, InitResult, ShardRequest, UnsealRequest, UnsealResult
 from workflows.contracts.names import new_ceremony_id
+from workflows.contracts.trust.authority import parse_plan
+from workflows.contracts.trust.canonical import Signed, seconds
+from workflows.contracts.trust.documents import SUITE, Approval, Manifest, Mode, RecipientRequest
 
 APPROVERS = ("carol", "dave", "erin")
 SHAPES: dict[Mode, tuple[int, int]] = {"seal": (1, 2), "sss": (3, 5)}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from activities.ledger import Ledger
-from activities.ledger.verification import Verified, verify
+from activities.ledger.bundle.verify import Verified, verify
+from activities.ledger.store.ledger import Ledger
 from tests.bundle.life import Life
 from tests.ledger.conftest import Shared, postgresql, shared, sqlite, url
 from tests.world import World, now

@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from activities.ledger import Ledger
+from activities.crypto.hpke import PrivateKey
 from activities.ledger.activities import LedgerActivities
-from activities.ledger.exporting import export
-from activities.ledger.places import Place
+from activities.ledger.bundle.export import export
+from activities.ledger.bundle.places import Place
+from activities.ledger.store.ledger import Ledger
 from activities.strongroom import session
-from activities.strongroom.hpke import PrivateKey
 from tests.strongroom.test_reshard import Resharding
 from tests.world import NAMES, World, now
-from workflows.contracts.authority import Authority
-from workflows.contracts.canonical import Signed
-from workflows.contracts.documents import Action, Ended, Plan, Target
 from workflows.contracts.messages import (
     BeginCeremony,
     Begun,
@@ -35,6 +32,9 @@ from workflows.contracts.messages import (
     Stage,
     StoredProtection,
 )
+from workflows.contracts.trust.authority import Authority
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.documents import Action, Ended, Plan, Target
 
 QUORUM = NAMES[:3]
 NAME = "eu10"

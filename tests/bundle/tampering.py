@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from activities.ledger.chain import event_digest
-from activities.ledger.records import GENESIS
-from workflows.contracts.canonical import canonical_json
+from activities.ledger.log.records import GENESIS
+from activities.ledger.store.chain import event_digest
+from workflows.contracts.trust.canonical import canonical_json
 
 Path = tuple[str | int, ...]
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from tests.world import NAMES, World, now
-from workflows.contracts.bundle import (
+from workflows.contracts.trust.canonical import Signed, digest
+from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.import_approval import (
     BundleHead,
     ImportApproval,
     ImportedMasterKey,
@@ -18,9 +20,7 @@ from workflows.contracts.bundle import (
     check_import,
     render_import,
 )
-from workflows.contracts.canonical import Signed, digest
-from workflows.contracts.errors import ApprovalInvalid
-from workflows.contracts.roster import ChangeQuorum, Governance, Roster
+from workflows.contracts.trust.roster import ChangeQuorum, Governance, Roster
 
 TERMS = ImportTerms(
     bundle=digest(b"bundle"),

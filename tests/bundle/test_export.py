@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from temporalio.exceptions import ApplicationError
 
-from activities.ledger import Ledger
-from activities.ledger.exporting import export
-from activities.ledger.places import Folder
-from activities.ledger.verification import verify
+from activities.ledger.bundle.export import export
+from activities.ledger.bundle.places import Folder
+from activities.ledger.bundle.verify import verify
+from activities.ledger.store.ledger import Ledger
 from activities.roster import RosterSource
 from tests.bundle.conftest import Lived
 from tests.bundle.life import NAME, QUORUM, Life, world_keystores
 from tests.ledger.samples import tamper
-from workflows.contracts.canonical import digest
-from workflows.contracts.errors import BundleInvalid, LedgerCorrupt, NotKnown, RosterInvalid
 from workflows.contracts.messages import BundleExported, ExportBundle, Stage
+from workflows.contracts.trust.canonical import digest
+from workflows.contracts.trust.errors import BundleInvalid, LedgerCorrupt, NotKnown, RosterInvalid
 
 ASK = ExportBundle(ceremony="eu10.init.0123456789ab", master_key=NAME)
 
@@ -98,7 +98,7 @@ def test_a_ledger_that_contradicts_its_own_log_is_not_exported(life: Life, state
 
 def test_a_ledger_that_is_too_large_for_a_bundle_says_so(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
     life.init()
-    monkeypatch.setattr("activities.ledger.bundle.LIMIT", 1000)
+    monkeypatch.setattr("activities.ledger.bundle.format.LIMIT", 1000)
     with pytest.raises(BundleInvalid, match="1000 are allowed"):
         life.bundle()
 

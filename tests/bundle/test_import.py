@@ -10,20 +10,28 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from activities.ledger import Ledger, importing, replaying
-from activities.ledger.exporting import export
-from activities.ledger.importing import ImportResult, import_bundle
-from activities.ledger.replaying import replay_into
-from activities.ledger.verification import Verified, verify
+from activities.ledger.bundle import import_ as importing
+from activities.ledger.bundle.export import export
+from activities.ledger.bundle.import_ import ImportResult, import_bundle
+from activities.ledger.bundle.verify import Verified, verify
+from activities.ledger.log import apply as replaying
+from activities.ledger.log.apply import replay_into
+from activities.ledger.store.ledger import Ledger
 from activities.roster import RosterSource
 from tests.bundle.conftest import Lived, begin_life
 from tests.bundle.life import NAME, QUORUM, Life, world_keystores
 from tests.bundle.tampering import altered, as_older_ledger, rewritten
 from tests.ledger.samples import make_master_key, sql, tamper
 from tests.world import NAMES, World, now
-from workflows.contracts.bundle import ImportApproval
-from workflows.contracts.canonical import Signed
-from workflows.contracts.errors import ApprovalInvalid, BundleInvalid, LedgerConflict, LedgerCorrupt, RosterInvalid
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.errors import (
+    ApprovalInvalid,
+    BundleInvalid,
+    LedgerConflict,
+    LedgerCorrupt,
+    RosterInvalid,
+)
+from workflows.contracts.trust.import_approval import ImportApproval
 
 TABLES = ("ceremonies", "master_keys", "protections", "shards", "stops", "events", "chain_head")
 

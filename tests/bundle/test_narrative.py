@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from activities.ledger.bodies import OWN
-from activities.ledger.narrative import UNVERIFIED, tell
-from activities.ledger.records import EventRecord
+from activities.ledger.log.describe import UNVERIFIED, tell
+from activities.ledger.log.events import OWN
+from activities.ledger.log.records import EventRecord
 from tests.bundle.conftest import Lived
-from workflows.contracts.roster import RosterChain
+from workflows.contracts.trust.roster import RosterChain
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import boto3
 import pytest
 
-from activities.ledger.places import Folder, Place, file_name, open_bucket, surplus, write_everywhere
-from workers.embedded.moto import CREDENTIALS, REGION, start_moto
-from workers.embedded.process import Service
-from workflows.contracts.bundle import BundleHead
-from workflows.contracts.canonical import digest
-from workflows.contracts.errors import BundleUnavailable, ConfigurationInvalid
+from activities.ledger.bundle.places import Folder, Place, file_name, open_bucket, surplus, write_everywhere
+from workers.local.moto import CREDENTIALS, REGION, start_moto
+from workers.local.process import Service
+from workflows.contracts.trust.canonical import digest
+from workflows.contracts.trust.errors import BundleUnavailable, ConfigurationInvalid
+from workflows.contracts.trust.import_approval import BundleHead
 
 if TYPE_CHECKING:
     pass

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from activities.ledger import bundle as bundle_format
-from activities.ledger.verification import verify
+from activities.ledger.bundle import format as bundle_format
+from activities.ledger.bundle.verify import verify
 from tests.bundle.conftest import Lived
 from tests.bundle.life import NAME, QUORUM, Life, world_keystores
 from tests.bundle.tampering import altered, as_older_ledger, events_of, leaves, other, replaced, rewritten, with_body
 from tests.world import NAMES, World, now
-from workflows.contracts.canonical import canonical_json, digest
-from workflows.contracts.errors import BundleInvalid
 from workflows.contracts.messages import Event
-from workflows.contracts.roster import ChangeQuorum, Governance
+from workflows.contracts.trust.canonical import canonical_json, digest
+from workflows.contracts.trust.errors import BundleInvalid
+from workflows.contracts.trust.roster import ChangeQuorum, Governance
 
 
 def refused(lived: Lived, data: bytes, match: str | None = None) -> BundleInvalid:
@@ -149,7 +149,7 @@ def test_shards_cannot_be_swapped(lived: Lived, column: str) -> None:
 
 
 def test_nonce_and_ciphertext_cannot_be_cut_elsewhere(lived: Lived) -> None:
-    from workflows.contracts.canonical import decode64, encode64
+    from workflows.contracts.trust.canonical import decode64, encode64
 
     whole = json.loads(lived.data)
     shard = whole["protections"][-1]["shards"][0]

@@ -14,8 +14,14 @@ from typer.testing import CliRunner
 from tests.bundle.conftest import Lived
 from tests.conftest import Installation
 from workers.cli.app import app
-from workers.embedded.stack import CUSTODIANS
-from workflows.contracts.errors import BundleInvalid, ConfigurationInvalid, LedgerCorrupt, MasterKeyError, NotKnown
+from workers.local.stack import CUSTODIANS
+from workflows.contracts.trust.errors import (
+    BundleInvalid,
+    ConfigurationInvalid,
+    LedgerCorrupt,
+    MasterKeyError,
+    NotKnown,
+)
 
 CEREMONY = "eu10.init.000000000001"
 

@@ -12,22 +12,22 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from activities.ledger import Ledger
+from activities.ledger.store.ledger import Ledger
 from tests.bundle.conftest import begin_life
 from tests.bundle.life import NAME, Life
 from tests.cli.terminal import on_terminal
 from workers.cli.app import app
-from workers.embedded.process import free_port
-from workflows.contracts.bundle import ImportApproval
-from workflows.contracts.canonical import Signed, digest
-from workflows.contracts.errors import (
+from workers.local.process import free_port
+from workflows.contracts.trust.canonical import Signed, digest
+from workflows.contracts.trust.errors import (
     ApprovalInvalid,
     BundleInvalid,
     ConfigurationInvalid,
     MasterKeyError,
     NotKnown,
 )
-from workflows.contracts.signatures import open_signed
+from workflows.contracts.trust.import_approval import ImportApproval
+from workflows.contracts.trust.signatures import open_signed
 
 
 @dataclass

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import Installation
 from tests.support import eventually
 from workers.cli.app import hoist
-from workers.ssh import sign_with_key
+from workers.client.ssh import sign_with_key
 
 
 def masterkey(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from workers.config import Configuration
-from workflows.contracts.errors import ConfigurationInvalid
+from workflows.contracts.trust.errors import ConfigurationInvalid
 
 GENESIS = "sha256:" + "ab" * 32
 ROSTER = f'[roster]\nfile = "roster.json"\ngenesis = "{GENESIS}"\n'

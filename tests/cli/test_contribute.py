@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from activities.keystores.age_keys import write_identity
+from activities.keystores.kinds.age_keys import write_identity
 from tests.cli.terminal import on_terminal
 from tests.conftest import Installation, start_installation
 from tests.support import eventually
-from workers.embedded.stack import to_toml
+from workers.local.stack import to_toml
 
 KEYSTORE = "offline-carol"
 
@@ -179,7 +179,7 @@ def start_drill(house: House, request: Any) -> None:
 
     from temporalio.client import Client
 
-    from workers import ceremony_client
+    from workers.client import ceremonies as ceremony_client
     from workers.connection import DATA_CONVERTER
 
     async def start() -> None:
@@ -193,7 +193,7 @@ def start_drill(house: House, request: Any) -> None:
 @pytest.mark.slow
 def test_carols_key_stays_at_her_machine(house: House, tmp_path: Path) -> None:
     # Under a passphrase: it is asked for on the terminal, by the one-shot processes alone, and is not shown.
-    from activities.keystores.age_keys import read_identity
+    from activities.keystores.kinds.age_keys import read_identity
 
     identity = read_identity(house.folder / "carols" / f"{KEYSTORE}.agekey", str)
     write_identity(tmp_path / "locked.agekey", identity, "sesame")

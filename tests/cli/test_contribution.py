@@ -13,29 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from activities.crypto.hpke import PrivateKey
 from activities.keystores import datakey
-from activities.keystores.age_keys import AgeIdentity
-from activities.keystores.desk import KeystoreTerms
+from activities.keystores.context import KeystoreTerms
+from activities.keystores.kinds.age_keys import AgeIdentity
 from activities.strongroom import session
 from activities.strongroom.datakeys import Session
-from activities.strongroom.hpke import PrivateKey
 from tests.keystores.test_offline import OfflineCeremony, OfflineKey
 from tests.world import NAMES, UNSEAL, World, now
-from workers import contribution
-from workers.contribution import Contributor
-from workers.custody import Custody
-from workflows.contracts.authority import Authority
-from workflows.contracts.canonical import Signed
-from workflows.contracts.documents import CheckResponse, Plan, TargetShard
-from workflows.contracts.errors import (
-    ApprovalInvalid,
-    CeremonyEnded,
-    CiphertextInvalid,
-    ConfigurationInvalid,
-    MasterKeyError,
-    RosterInvalid,
-    SessionLost,
-)
+from workers.client import contribute as contribution
+from workers.client.contribute import Contributor
+from workers.client.offline_keystore import Custody
 from workflows.contracts.messages import (
     CeremonyStatus,
     CheckDataKey,
@@ -45,7 +33,19 @@ from workflows.contracts.messages import (
     UnwrapDataKey,
     Wanted,
 )
-from workflows.contracts.signatures import open_signed
+from workflows.contracts.trust.authority import Authority
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.documents import CheckResponse, Plan, TargetShard
+from workflows.contracts.trust.errors import (
+    ApprovalInvalid,
+    CeremonyEnded,
+    CiphertextInvalid,
+    ConfigurationInvalid,
+    MasterKeyError,
+    RosterInvalid,
+    SessionLost,
+)
+from workflows.contracts.trust.signatures import open_signed
 
 PRESENT = Contribution(keystore="ks-5", present=True)
 
@@ -504,7 +504,7 @@ def test_the_terminal_is_given_back_with_its_echo() -> None:
     # As when a one-shot process is ended while somebody types a passphrase.
     script = (
         "import fcntl, termios\n"
-        "from workers.custody import terminal_kept\n"
+        "from workers.client.offline_keystore import terminal_kept\n"
         "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
         "try:\n"
         "    with terminal_kept():\n"

@@ -14,14 +14,14 @@ import pyrage  # type: ignore[import-untyped]
 import pytest
 
 from activities.identity import Identity, generate_identity
-from activities.keystores.age_keys import AgeIdentity, key_id, read_identity, write_identity
+from activities.keystores.kinds.age_keys import AgeIdentity, key_id, read_identity, write_identity
 from tests.cli.terminal import on_terminal
 from tests.cli.test_commands import masterkey
 from workers.cli import roster as commands
-from workers.cli.output import OPTIONS
+from workers.client.paper import COLUMNS, Page, PageInvalid, read_page
 from workers.config import Configuration
-from workers.paper import COLUMNS, Page, PageInvalid, read_page
-from workflows.contracts.roster import parse_roster_file, verify_chain
+from workers.output import OPTIONS
+from workflows.contracts.trust.roster import parse_roster_file, verify_chain
 
 GENESIS = "sha256:" + "0" * 64
 PRINTED = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
@@ -104,7 +104,7 @@ def test_what_keygen_prints_for_the_roster_becomes_a_roster(tmp_path: Path, monk
 
 
 def json_digest(folder: Path) -> str:
-    from workflows.contracts.roster import Roster
+    from workflows.contracts.trust.roster import Roster
 
     document = parse_roster_file((folder / "roster.json").read_text()).versions[0].document
     return Roster.parse(document.encode()).digest

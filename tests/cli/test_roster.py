@@ -10,8 +10,8 @@ import pytest
 
 from activities.identity import generate_identity
 from workers.cli import roster as commands
-from workers.cli.output import OPTIONS
-from workflows.contracts.errors import ConfigurationInvalid, RosterInvalid
+from workers.output import OPTIONS
+from workflows.contracts.trust.errors import ConfigurationInvalid, RosterInvalid
 
 PEOPLE = ("alice", "bob", "carol")
 

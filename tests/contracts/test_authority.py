@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from activities.strongroom.hpke import PrivateKey
+from activities.crypto.hpke import PrivateKey
 from tests.strongroom.test_session import Ceremony, manifest_of
 from tests.world import NAMES, World, acting, now
-from workflows.contracts.authority import (
+from workflows.contracts.messages import StoredProtection
+from workflows.contracts.trust.authority import (
     CLOCK_SKEW,
     MAXIMUM_CEREMONY,
     check_manifest,
@@ -23,11 +24,10 @@ from workflows.contracts.authority import (
     check_time,
     shards_released_by,
 )
-from workflows.contracts.canonical import Signed
-from workflows.contracts.documents import Target
-from workflows.contracts.errors import ApprovalInvalid, ManifestInvalid, PlanInvalid, RosterInvalid
-from workflows.contracts.messages import StoredProtection
-from workflows.contracts.roster import Governance, RosterChain
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.documents import Target
+from workflows.contracts.trust.errors import ApprovalInvalid, ManifestInvalid, PlanInvalid, RosterInvalid
+from workflows.contracts.trust.roster import Governance, RosterChain
 
 
 @pytest.fixture(scope="module")

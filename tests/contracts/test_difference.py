@@ -8,8 +8,8 @@ import pytest
 
 from tests.strongroom.test_session import Ceremony, manifest_of
 from tests.world import KEYSTORES, World
-from workflows.contracts.difference import difference
-from workflows.contracts.documents import Manifest
+from workflows.contracts.trust.difference import difference
+from workflows.contracts.trust.documents import Manifest
 
 
 @pytest.fixture(scope="module")

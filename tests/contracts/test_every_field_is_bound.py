@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 
-from activities.keystores import orders
-from activities.keystores.base import context_bytes
-from activities.strongroom import envelope
-from activities.strongroom.hpke import PrivateKey, encrypt_to
+from activities.crypto import envelope
+from activities.crypto.hpke import PrivateKey, encrypt_to
+from activities.keystores import memory as orders
+from activities.keystores.kinds.base import context_bytes
 from tests.strongroom.test_reshard import Resharding
 from tests.strongroom.test_session import Ceremony, manifest_of
 from tests.world import KEYSTORES, NAMES, MemoryKeystore, World, now
-from workflows.contracts.canonical import Document, Signed, canonical_json, digest
-from workflows.contracts.documents import (
+from workflows.contracts.messages import StopServing
+from workflows.contracts.trust.canonical import Document, Signed, canonical_json, digest
+from workflows.contracts.trust.documents import (
     Approval,
     CheckResponse,
     DekResponse,
@@ -34,9 +35,8 @@ from workflows.contracts.documents import (
     dek_info,
     delivery_info,
 )
-from workflows.contracts.errors import ApprovalInvalid, CiphertextInvalid
-from workflows.contracts.messages import StopServing
-from workflows.contracts.signatures import open_signed
+from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid
+from workflows.contracts.trust.signatures import open_signed
 
 OTHER: dict[str, Any] = {
     "purpose": "emergency",

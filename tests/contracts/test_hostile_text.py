@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from tests.world import World
-from workers.cli.output import plain
-from workflows.contracts.canonical import Name
-from workflows.contracts.documents import (
+from workers.output import plain
+from workflows.contracts.trust.canonical import Name
+from workflows.contracts.trust.documents import (
     Approval,
     CeremonyId,
     Ended,
@@ -24,8 +24,8 @@ from workflows.contracts.documents import (
     StateStatement,
     Stop,
 )
-from workflows.contracts.errors import ApprovalInvalid, CeremonyEnded
-from workflows.contracts.roster import Roster
+from workflows.contracts.trust.errors import ApprovalInvalid, CeremonyEnded
+from workflows.contracts.trust.roster import Roster
 
 WARM_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHrU8Pax4FsaDG+8vsXmjVC5Ic5f+U85/LWyiuV9s+9P"
 """A public key whose private half was thrown away."""

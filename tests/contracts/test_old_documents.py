@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from tests.world import World
-from workflows.contracts.canonical import Document, canonical_json
-from workflows.contracts.documents import Plan, Target
-from workflows.contracts.errors import ApprovalInvalid
-from workflows.contracts.roster import KeystoreWorker, Roster
+from workflows.contracts.trust.canonical import Document, canonical_json
+from workflows.contracts.trust.documents import Plan, Target
+from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.roster import KeystoreWorker, Roster
 
 PLAN = (
     '{"action":"init","ceremony":"eu10.init.0123456789ab","created":"2026-01-02T03:04:05Z",'

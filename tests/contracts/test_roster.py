@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tests.world import NAMES, World, now, rsa_custodian, sign_file
-from workflows.contracts.canonical import canonical_json
-from workflows.contracts.errors import ApprovalInvalid, PlanInvalid, RosterInvalid
-from workflows.contracts.roster import (
+from workflows.contracts.trust.canonical import canonical_json
+from workflows.contracts.trust.errors import ApprovalInvalid, PlanInvalid, RosterInvalid
+from workflows.contracts.trust.roster import (
     ChangeQuorum,
     Custodian,
     Governance,

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from activities.identity import Identity, check_private, generate_identity
 from tests.world import rsa_custodian, sign_file
-from workflows.contracts.errors import ApprovalInvalid, ConfigurationInvalid
-from workflows.contracts.signatures import armour, check, fingerprint, normal_public_key
+from workflows.contracts.trust.errors import ApprovalInvalid, ConfigurationInvalid
+from workflows.contracts.trust.signatures import armour, check, fingerprint, normal_public_key
 
 DATA = b'{"a":1}'
 NAMESPACE = "masterkey-approval"

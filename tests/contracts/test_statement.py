@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from activities.strongroom.hpke import PrivateKey
+from activities.crypto.hpke import PrivateKey
 from tests.strongroom.test_session import Ceremony
 from tests.world import KEYSTORES, World
-from workflows.contracts.canonical import canonical_json
-from workflows.contracts.documents import Plan
-from workflows.contracts.errors import ApprovalInvalid
-from workflows.contracts.statement import render_approval, render_plan, render_stop
+from workflows.contracts.trust.canonical import canonical_json
+from workflows.contracts.trust.documents import Plan
+from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.statement import render_approval, render_plan, render_stop
 
 
 @pytest.fixture

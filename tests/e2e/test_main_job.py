@@ -9,7 +9,7 @@ from tests.conftest import Installation
 from tests.support import eventually
 
 READ_AND_DERIVE = (
-    "import os, sys; from activities.strongroom.envelope import key_check_value as k;"
+    "import os, sys; from activities.crypto.envelope import key_check_value as k;"
     "d = os.read(int(os.environ['MASTERKEY_FD']), 64); print(len(d), k(d, sys.argv[1]), file=sys.stderr)"
 )
 

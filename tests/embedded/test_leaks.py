@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.embedded.leaks import count, count_in_file, count_in_memory, patterns
+from workers.local.leaks import count, count_in_file, count_in_memory, patterns
 
 KEY = bytes(range(100, 132))
 

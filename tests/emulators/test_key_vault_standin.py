@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from workers.embedded.key_vault import KeyVault, start_key_vault
-from workers.embedded.process import ServiceFailed
+from workers.local.key_vault import KeyVault, start_key_vault
+from workers.local.process import ServiceFailed
 
 RECORDINGS = Path(__file__).parent.parent / "data" / "azure-key-vault"
 FLAVOURS = {"vault-wrap-unwrap": "vault", "managed-hsm-encrypt-decrypt": "managed-hsm"}

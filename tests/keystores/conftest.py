@@ -12,12 +12,12 @@ import pytest
 
 from deploy.emulators.fault_proxy import FaultProxy, Rule
 from tests.keystores.tls_proxy import TlsFaultProxy
-from workers.embedded.drongo import start_drongo
-from workers.embedded.key_vault import KeyVault, start_key_vault
-from workers.embedded.moto import CREDENTIALS, start_moto
-from workers.embedded.openbao import OpenBao, start_openbao
-from workers.embedded.process import Service
-from workers.embedded.softhsm import SoftToken, make_token
+from workers.local.drongo import start_drongo
+from workers.local.key_vault import KeyVault, start_key_vault
+from workers.local.moto import CREDENTIALS, start_moto
+from workers.local.openbao import OpenBao, start_openbao
+from workers.local.process import Service
+from workers.local.softhsm import SoftToken, make_token
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ from typing import ClassVar
 
 import pytest
 
-from activities.keystores.base import DEK_BYTES, KeyRef, Keystore, WrappedKey
-from workflows.contracts.errors import CiphertextInvalid, KeyNotFound, KeystoreError
+from activities.keystores.kinds.base import DEK_BYTES, KeyRef, Keystore, WrappedKey
+from workflows.contracts.trust.errors import CiphertextInvalid, KeyNotFound, KeystoreError
 
 CONTEXT = {
     "epoch": "1",

@@ -11,13 +11,13 @@ import boto3
 import pytest
 from pydantic import ValidationError
 
-from activities.keystores.aws_kms import AwsKms, AwsKmsSettings
-from activities.keystores.base import KeyRef
+from activities.keystores.kinds.aws_kms import AwsKms, AwsKmsSettings
+from activities.keystores.kinds.base import KeyRef
 from deploy.emulators.fault_proxy import Answer, Change, Delay, FaultProxy, Hang, Reset
 from tests.keystores.contract import CONTEXT, ErrorTypes, KeystoreContract, new_dek
-from workers.embedded.moto import REGION, create_kms_key
-from workers.embedded.process import Service, free_port
-from workflows.contracts.errors import (
+from workers.local.moto import REGION, create_kms_key
+from workers.local.process import Service, free_port
+from workflows.contracts.trust.errors import (
     CiphertextInvalid,
     ConfigurationInvalid,
     KeyDisabled,

@@ -14,15 +14,15 @@ import pytest
 from azure.keyvault.keys import KeyClient
 from pydantic import ValidationError
 
-from activities.keystores import azure_key_vault
-from activities.keystores.azure_key_vault import AzureKeyVault, AzureKeyVaultSettings
-from activities.keystores.base import KeyRef
+from activities.keystores.kinds import azure_key_vault
+from activities.keystores.kinds.azure_key_vault import AzureKeyVault, AzureKeyVaultSettings
+from activities.keystores.kinds.base import KeyRef
 from deploy.emulators.fault_proxy import Answer, Change, Hang, Reset
 from tests.keystores.contract import CONTEXT, KeystoreContract, altered, new_dek
 from tests.keystores.tls_proxy import TlsFaultProxy
-from workers.embedded.key_vault import KeyVault
-from workers.embedded.process import free_port
-from workflows.contracts.errors import (
+from workers.local.key_vault import KeyVault
+from workers.local.process import free_port
+from workflows.contracts.trust.errors import (
     CiphertextInvalid,
     ConfigurationInvalid,
     KeyDisabled,

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from deploy.emulators.fault_proxy import Answer, Delay, FaultProxy, rule_of
-from workers.embedded.process import free_port, port_answers, start_service
+from workers.local.process import free_port, port_answers, start_service
 
 
 class _Echo(BaseHTTPRequestHandler):

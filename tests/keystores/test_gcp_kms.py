@@ -18,13 +18,13 @@ from google.auth.exceptions import DefaultCredentialsError, RefreshError
 from google_crc32c import value as crc32c
 from pydantic import ValidationError
 
-from activities.keystores.base import KeyRef, context_bytes
-from activities.keystores.gcp_kms import GcpKms, GcpKmsSettings
+from activities.keystores.kinds.base import KeyRef, context_bytes
+from activities.keystores.kinds.gcp_kms import GcpKms, GcpKmsSettings
 from deploy.emulators.fault_proxy import Answer, Change, Delay, FaultProxy, Hang, Reset
 from tests.keystores.contract import CONTEXT, KeystoreContract, new_dek
-from workers.embedded.drongo import KEY_RING, create_crypto_key
-from workers.embedded.process import Service, free_port
-from workflows.contracts.errors import (
+from workers.local.drongo import KEY_RING, create_crypto_key
+from workers.local.process import Service, free_port
+from workflows.contracts.trust.errors import (
     CiphertextInvalid,
     ConfigurationInvalid,
     KeyDisabled,

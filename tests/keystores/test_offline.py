@@ -10,27 +10,18 @@ from pathlib import Path
 import pyrage  # type: ignore[import-untyped]
 import pytest
 
-from activities.keystores import age_keys, datakey
-from activities.keystores.age_keys import AgeIdentity, check_recipient, read_identity, write_identity
-from activities.keystores.base import KeyRef, Keystore, context_hash
-from activities.keystores.desk import Desk
-from activities.keystores.offline import Offline, OfflineSettings, wrap_dek
-from activities.keystores.registry import open_keystore, parse_settings
+from activities.crypto.hpke import PrivateKey
+from activities.keystores import datakey
+from activities.keystores.context import Desk
+from activities.keystores.kinds import age_keys
+from activities.keystores.kinds.age_keys import AgeIdentity, check_recipient, read_identity, write_identity
+from activities.keystores.kinds.base import KeyRef, Keystore, context_hash
+from activities.keystores.kinds.offline import Offline, OfflineSettings, wrap_dek
+from activities.keystores.kinds.registry import open_keystore, parse_settings
 from activities.strongroom import session
-from activities.strongroom.hpke import PrivateKey
 from tests.keystores.contract import CONTEXT, KeystoreContract, new_dek
 from tests.strongroom.test_session import Ceremony, manifest_of
 from tests.world import KEYSTORES, NAMES, World, now
-from workflows.contracts.authority import Authority
-from workflows.contracts.canonical import Signed, decode64, encode64
-from workflows.contracts.documents import CLASSICAL, CheckResponse, DekResponse, TargetShard
-from workflows.contracts.errors import (
-    ApprovalInvalid,
-    CiphertextInvalid,
-    ConfigurationInvalid,
-    KeystoreAccessDenied,
-    ManifestInvalid,
-)
 from workflows.contracts.messages import (
     CheckDataKey,
     DekAnswer,
@@ -39,8 +30,18 @@ from workflows.contracts.messages import (
     StoredProtection,
     UnwrapDataKey,
 )
-from workflows.contracts.roster import KeystoreWorker
-from workflows.contracts.signatures import open_signed
+from workflows.contracts.trust.authority import Authority
+from workflows.contracts.trust.canonical import Signed, decode64, encode64
+from workflows.contracts.trust.documents import CLASSICAL, CheckResponse, DekResponse, TargetShard
+from workflows.contracts.trust.errors import (
+    ApprovalInvalid,
+    CiphertextInvalid,
+    ConfigurationInvalid,
+    KeystoreAccessDenied,
+    ManifestInvalid,
+)
+from workflows.contracts.trust.roster import KeystoreWorker
+from workflows.contracts.trust.signatures import open_signed
 
 # The pair that age's own tests use.
 SECRET = "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX"
@@ -309,7 +310,7 @@ def test_the_passphrase_comes_by_reference(
 def test_without_a_terminal_nobody_is_asked_and_nothing_is_read_from_a_pipe(locked: tuple[AgeIdentity, Path]) -> None:
     identity, file = locked
     script = (
-        "from pathlib import Path; from activities.keystores.offline import *\n"
+        "from pathlib import Path; from activities.keystores.kinds.offline import *\n"
         f"Offline('k', OfflineSettings(recipient={identity.recipient!r}, identity_file=Path({str(file)!r}))).describe()"
     )
     done = subprocess.run(

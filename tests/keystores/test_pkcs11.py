@@ -17,11 +17,11 @@ import pytest
 from pkcs11 import exceptions as failures
 from pydantic import ValidationError
 
-from activities.keystores.base import KeyRef
-from activities.keystores.pkcs11 import Pkcs11Keystore, Pkcs11Settings
+from activities.keystores.kinds.base import KeyRef
+from activities.keystores.kinds.pkcs11 import Pkcs11Keystore, Pkcs11Settings
 from tests.keystores.contract import CONTEXT, KeystoreContract, new_dek
-from workers.embedded.softhsm import SoftToken, make_token
-from workflows.contracts.errors import (
+from workers.local.softhsm import SoftToken, make_token
+from workflows.contracts.trust.errors import (
     CiphertextInvalid,
     ConfigurationInvalid,
     KeyNotFound,
@@ -371,7 +371,7 @@ def test_settings_that_cannot_work_are_refused(changes: dict[str, object], messa
 def test_making_a_keystore_loads_no_module(soft_token: SoftToken) -> None:
     script = (
         "import json, sys\n"
-        "from activities.keystores.registry import open_keystore, parse_settings\n"
+        "from activities.keystores.kinds.registry import open_keystore, parse_settings\n"
         "open_keystore('hsm', parse_settings('hsm', json.loads(sys.argv[1])))\n"
         "print('softhsm' in open('/proc/self/maps').read())"
     )

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from activities.keystores import registry
-from activities.keystores.registry import KINDS, open_keystore, parse_settings, preload
-from workflows.contracts.errors import ConfigurationInvalid
+from activities.keystores.kinds import registry
+from activities.keystores.kinds.registry import KINDS, open_keystore, parse_settings, preload
+from workflows.contracts.trust.errors import ConfigurationInvalid
 
 TABLES: dict[str, dict[str, object]] = {
     "aws-kms": {"key_id": "arn:aws:kms:eu-central-1:111122223333:key/0a-1b"},
@@ -65,7 +65,7 @@ def test_a_table_that_cannot_work_is_refused_with_the_field_that_is_wrong(
 
 def test_a_missing_sdk_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hvac", None)
-    monkeypatch.delitem(sys.modules, "activities.keystores.transit", raising=False)
+    monkeypatch.delitem(sys.modules, "activities.keystores.kinds.transit", raising=False)
     with pytest.raises(ConfigurationInvalid) as caught:
         parse_settings("k", {"type": "transit", **TABLES["transit"]})
     assert "openkcm-masterkey[transit]" in caught.value.diagnostics
@@ -73,7 +73,7 @@ def test_a_missing_sdk_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_table_itself_imports_no_sdk() -> None:
     script = (
-        "import sys; import activities.keystores.registry; "
+        "import sys; import activities.keystores.kinds.registry; "
         "print(sorted({'boto3', 'hvac', 'google.cloud.kms_v1', 'azure', 'pkcs11'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -9,16 +9,13 @@ from typing import Any
 
 import pytest
 
-from activities.keystores import datakey, orders
-from activities.keystores.base import KeyRef
-from activities.strongroom.hpke import PrivateKey
+from activities.crypto.hpke import PrivateKey
+from activities.keystores import datakey
+from activities.keystores import memory as orders
+from activities.keystores.kinds.base import KeyRef
 from tests.strongroom.test_reshard import Resharding, released
 from tests.strongroom.test_session import as_epoch, manifest_of, resigned
 from tests.world import KEYSTORES, NAMES, MemoryKeystore, World, now
-from workflows.contracts.authority import MAXIMUM_CEREMONY, Authority
-from workflows.contracts.canonical import Signed, digest
-from workflows.contracts.documents import CheckResponse, Plan, StateStatement, Stop
-from workflows.contracts.errors import ApprovalInvalid, ManifestInvalid, Stopped
 from workflows.contracts.messages import (
     NoteOrder,
     ReportState,
@@ -26,7 +23,11 @@ from workflows.contracts.messages import (
     StoredProtection,
     UnwrapDataKey,
 )
-from workflows.contracts.signatures import open_signed
+from workflows.contracts.trust.authority import MAXIMUM_CEREMONY, Authority
+from workflows.contracts.trust.canonical import Signed, digest
+from workflows.contracts.trust.documents import CheckResponse, Plan, StateStatement, Stop
+from workflows.contracts.trust.errors import ApprovalInvalid, ManifestInvalid, Stopped
+from workflows.contracts.trust.signatures import open_signed
 
 OTHER = "sha256:" + "5" * 64
 

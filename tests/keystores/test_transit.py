@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from activities.keystores.base import KeyRef
-from activities.keystores.transit import Transit, TransitSettings
+from activities.keystores.kinds.base import KeyRef
+from activities.keystores.kinds.transit import Transit, TransitSettings
 from deploy.emulators.fault_proxy import Answer, Change, Delay, FaultProxy, Hang, Reset
 from tests.keystores.contract import CONTEXT, KeystoreContract, new_dek
-from workers.embedded.openbao import OpenBao, start_openbao
-from workers.embedded.process import ServiceFailed, free_port
-from workflows.contracts.errors import (
+from workers.local.openbao import OpenBao, start_openbao
+from workers.local.process import ServiceFailed, free_port
+from workflows.contracts.trust.errors import (
     CiphertextInvalid,
     ConfigurationInvalid,
     KeyDisabled,

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from activities.ledger import Ledger
+from activities.ledger.store.ledger import Ledger
 from tests.ledger.samples import START, Clock, empty, postgres_server
 
 KINDS = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]

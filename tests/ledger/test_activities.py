@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from temporalio.exceptions import ApplicationError
 
-from activities.ledger import Ledger
+from activities.ledger.store.ledger import Ledger
 from tests.bundle.life import NAME, QUORUM, Life, world_keystores
 from tests.ledger.conftest import Shared
 from tests.ledger.samples import sql
 from tests.world import World, now
-from workflows.contracts.canonical import digest, format_time
-from workflows.contracts.documents import CheckResponse, Stop
 from workflows.contracts.messages import ExecuteOrder, PlanMade, Report, ReportRequest, StoredProtection
+from workflows.contracts.trust.canonical import digest, format_time
+from workflows.contracts.trust.documents import CheckResponse, Stop
 
 
 @pytest.fixture(scope="session")

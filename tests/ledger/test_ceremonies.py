@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from activities.ledger import Ledger
+from activities.ledger.store.ledger import Ledger
 from tests.ledger.samples import START, Clock, ceremony, sql, tamper, types
-from workflows.contracts.canonical import digest
-from workflows.contracts.documents import Plan
-from workflows.contracts.errors import ApprovalInvalid, CeremonyEnded, LedgerConflict, LedgerCorrupt, NotKnown
+from workflows.contracts.trust.canonical import digest
+from workflows.contracts.trust.documents import Plan
+from workflows.contracts.trust.errors import ApprovalInvalid, CeremonyEnded, LedgerConflict, LedgerCorrupt, NotKnown
 
 PLAN = '{"action":"init"}'
 

@@ -8,9 +8,9 @@ from functools import partial
 
 import pytest
 
-from activities.ledger import Ledger
+from activities.ledger.store.ledger import Ledger
 from tests.ledger.samples import ceremony, make_master_key, prepare_reshard, protection, types
-from workflows.contracts.errors import LedgerConflict, MasterKeyError, NameTaken
+from workflows.contracts.trust.errors import LedgerConflict, MasterKeyError, NameTaken
 
 THREADS, EACH = 8, 25
 

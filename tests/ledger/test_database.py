@@ -10,11 +10,12 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
-from activities.ledger import Ledger, database
-from activities.ledger.database import Database
-from activities.ledger.models import Ceremony
+from activities.ledger.store import database
+from activities.ledger.store.database import Database
+from activities.ledger.store.ledger import Ledger
+from activities.ledger.store.models import Ceremony
 from tests.ledger.samples import ceremony, sql
-from workflows.contracts.errors import ConfigurationInvalid, LedgerConflict, LedgerCorrupt
+from workflows.contracts.trust.errors import ConfigurationInvalid, LedgerConflict, LedgerCorrupt
 
 
 @contextmanager

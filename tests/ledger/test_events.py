@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from activities.ledger import Ledger
-from activities.ledger.chain import event_digest
-from activities.ledger.records import GENESIS
+from activities.ledger.log.records import GENESIS
+from activities.ledger.store.chain import event_digest
+from activities.ledger.store.ledger import Ledger
 from tests.ledger.samples import Clock, ceremony, make_master_key, sql, tamper
-from workflows.contracts.canonical import canonical_json, digest, format_time
-from workflows.contracts.errors import LedgerConflict, LedgerCorrupt
+from workflows.contracts.trust.canonical import canonical_json, digest, format_time
+from workflows.contracts.trust.errors import LedgerConflict, LedgerCorrupt
 
 
 def fill(ledger: Ledger, count: int = 6) -> None:

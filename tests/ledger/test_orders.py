@@ -5,7 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from activities.ledger import Ledger, chain
+from activities.ledger.store import chain
+from activities.ledger.store.ledger import Ledger
 from tests.ledger.samples import (
     Clock,
     ceremony,
@@ -18,9 +19,9 @@ from tests.ledger.samples import (
     tamper,
     types,
 )
-from workflows.contracts.canonical import digest
-from workflows.contracts.errors import CeremonyEnded, LedgerConflict, LedgerCorrupt, NotKnown, PlanInvalid
 from workflows.contracts.messages import DrillResult
+from workflows.contracts.trust.canonical import digest
+from workflows.contracts.trust.errors import CeremonyEnded, LedgerConflict, LedgerCorrupt, NotKnown, PlanInvalid
 
 RETIRE, DESTROY = "eu10.retire.1", "eu10.destroy.1"
 

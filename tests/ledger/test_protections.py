@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from activities.ledger import Ledger, ProtectionRecord, chain
+from activities.ledger.log.records import ProtectionRecord
+from activities.ledger.store import chain
+from activities.ledger.store.ledger import Ledger
 from tests.ledger.samples import (
     Clock,
     ceremony,
@@ -17,8 +19,8 @@ from tests.ledger.samples import (
     tamper,
     types,
 )
-from workflows.contracts.canonical import digest
-from workflows.contracts.errors import (
+from workflows.contracts.trust.canonical import digest
+from workflows.contracts.trust.errors import (
     CeremonyEnded,
     LedgerConflict,
     LedgerCorrupt,

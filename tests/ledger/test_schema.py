@@ -9,12 +9,13 @@ from alembic.migration import MigrationContext
 from sqlalchemy import CheckConstraint, create_engine, inspect
 from sqlalchemy.exc import DatabaseError
 
-from activities.ledger import Ledger, schema
-from activities.ledger.database import Database
-from activities.ledger.models import Base
+from activities.ledger.store import schema
+from activities.ledger.store.database import Database
+from activities.ledger.store.ledger import Ledger
+from activities.ledger.store.models import Base
 from tests.ledger.conftest import Shared
 from tests.ledger.samples import ceremony, make_master_key, order_stop, prepare_reshard, sql, stop, tamper
-from workflows.contracts.errors import ConfigurationInvalid, LedgerConflict
+from workflows.contracts.trust.errors import ConfigurationInvalid, LedgerConflict
 
 
 def migrate(url: str, revision: str) -> None:

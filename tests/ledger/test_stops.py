@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from activities.ledger import Ledger
+from activities.ledger.store.ledger import Ledger
 from tests.ledger.samples import Clock, ceremony, make_master_key, order_stop, stop, tamper, types
-from workflows.contracts.canonical import Signed
-from workflows.contracts.errors import CeremonyEnded, LedgerConflict, LedgerCorrupt, NotKnown
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.errors import CeremonyEnded, LedgerConflict, LedgerCorrupt, NotKnown
 
 LIFT = "eu10.lift.1"
 ENDED = Signed(document="{}", signature="opaque")

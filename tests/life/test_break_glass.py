@@ -17,8 +17,8 @@ import pytest
 
 from tests.e2e.test_main_job import READ_AND_DERIVE
 from tests.support import eventually
-from workers.embedded.components import component_keystores
-from workers.embedded.stack import COMMAND, Stack, to_toml
+from workers.local.components import component_keystores
+from workers.local.stack import COMMAND, Stack, to_toml
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 
 import psutil
 
-from activities.strongroom.process import OneShot, Pool
+from activities.oneshot.process import OneShot, Pool
 from tests.workflows.people import eventually
-from workflows.contracts.errors import SessionLost
+from workflows.contracts.trust.errors import SessionLost
 
 HERE = "tests.strongroom.oneshots"
 MEGABYTE = 2**20

@@ -10,9 +10,9 @@ import secrets
 import time
 from pathlib import Path
 
-from activities.strongroom.hpke import PrivateKey
-from activities.strongroom.process import Channel
-from workflows.contracts.errors import KeyDisabled
+from activities.crypto.hpke import PrivateKey
+from activities.oneshot.process import Channel
+from workflows.contracts.trust.errors import KeyDisabled
 
 
 def echo(channel: Channel) -> None:

@@ -20,10 +20,10 @@ from typing import cast
 import psutil
 import pytest
 
-from activities.strongroom import process, rehearsal
-from activities.strongroom.process import OneShot, Pool, child_main, harden
+from activities.oneshot import process, rehearsal
+from activities.oneshot.process import OneShot, Pool, child_main, harden
 from tests.support import eventually
-from workflows.contracts.errors import KeyDisabled, SessionLost
+from workflows.contracts.trust.errors import KeyDisabled, SessionLost
 
 HERE = "tests.strongroom.oneshots"
 
@@ -187,7 +187,7 @@ async def test_a_warning_of_the_children_is_logged_once(
 def test_no_descendant_is_left_a_second_after_the_worker_was_killed(tmp_path: Path) -> None:
     program = (
         "import asyncio, sys\n"
-        "from activities.strongroom.process import Pool\n"
+        "from activities.oneshot.process import Pool\n"
         "async def main():\n"
         f"    pool = Pool('{HERE}:hang', (), spares=2)\n"
         "    await pool.start()\n"
@@ -218,7 +218,7 @@ def run_child(target: str, sent: bytes | None, monkeypatch: pytest.MonkeyPatch) 
     ours, theirs = Pipe()
     life_theirs, life_ours = Pipe(duplex=False)
     exits: list[int] = []
-    monkeypatch.setattr("activities.strongroom.process.os._exit", exits.append)
+    monkeypatch.setattr("activities.oneshot.process.os._exit", exits.append)
     thread = threading.Thread(target=child_main, args=(f"{HERE}:{target}", theirs, life_theirs))
     thread.start()
     frames = [ours.recv_bytes()]
@@ -275,9 +275,9 @@ def test_hardening_warns_of_what_it_could_not_do(
     monkeypatch: pytest.MonkeyPatch, answer: int, uid: int, limit: int, expected: list[str]
 ) -> None:
     monkeypatch.setattr(process, "_LIBC", FakeLibc(answer))
-    monkeypatch.setattr("activities.strongroom.process.os.geteuid", lambda: uid)
-    monkeypatch.setattr("activities.strongroom.process.resource.setrlimit", lambda *_: None)
-    monkeypatch.setattr("activities.strongroom.process.resource.getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr("activities.oneshot.process.os.geteuid", lambda: uid)
+    monkeypatch.setattr("activities.oneshot.process.resource.setrlimit", lambda *_: None)
+    monkeypatch.setattr("activities.oneshot.process.resource.getrlimit", lambda _: (limit, limit))
     warnings = harden()
     assert len(warnings) == len(expected)
     for warning, words in zip(warnings, expected, strict=True):

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import requests
 
-from activities.strongroom import shamir
-from workers.embedded.process import Service, free_port, port_answers, start_service
+from activities.crypto import shamir
+from workers.local.process import Service, free_port, port_answers, start_service
 
 
 @pytest.fixture

@@ -11,24 +11,14 @@ from typing import Any
 
 import pytest
 
+from activities.crypto import envelope, shamir
+from activities.crypto.hpke import PrivateKey, encrypt_to
 from activities.keystores import datakey
-from activities.keystores.base import KeyRef
-from activities.strongroom import envelope, session, shamir
+from activities.keystores.kinds.base import KeyRef
+from activities.strongroom import session
 from activities.strongroom.datakeys import Session
-from activities.strongroom.hpke import PrivateKey, encrypt_to
 from tests.strongroom.test_session import Ceremony, manifest_of, resigned
 from tests.world import KEYSTORES, NAMES, World, acting, now
-from workflows.contracts.authority import Authority
-from workflows.contracts.canonical import Signed, decode64, digest, encode64
-from workflows.contracts.documents import DekResponse, Plan, PlanRecipient, SessionAnnouncement, Target, dek_info
-from workflows.contracts.errors import (
-    ApprovalInvalid,
-    CiphertextInvalid,
-    ConfigurationInvalid,
-    ManifestInvalid,
-    MasterKeyError,
-    PlanInvalid,
-)
 from workflows.contracts.messages import (
     DekAnswer,
     GenerateDataKey,
@@ -37,8 +27,19 @@ from workflows.contracts.messages import (
     Reshard,
     StoredProtection,
 )
-from workflows.contracts.roster import Governance
-from workflows.contracts.signatures import open_signed
+from workflows.contracts.trust.authority import Authority
+from workflows.contracts.trust.canonical import Signed, decode64, digest, encode64
+from workflows.contracts.trust.documents import DekResponse, Plan, PlanRecipient, SessionAnnouncement, Target, dek_info
+from workflows.contracts.trust.errors import (
+    ApprovalInvalid,
+    CiphertextInvalid,
+    ConfigurationInvalid,
+    ManifestInvalid,
+    MasterKeyError,
+    PlanInvalid,
+)
+from workflows.contracts.trust.roster import Governance
+from workflows.contracts.trust.signatures import open_signed
 
 Change = Callable[[list[DekAnswer], list[DekAnswer]], None]
 
@@ -313,7 +314,7 @@ def test_a_strongroom_without_the_library_of_offline_keystores_says_what_to_inst
     with_offline: Resharding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world, stored = with_offline.world, with_offline.protect("seal", 1, 1)
-    monkeypatch.setitem(sys.modules, "activities.keystores.offline", None)
+    monkeypatch.setitem(sys.modules, "activities.keystores.kinds.offline", None)
     with pytest.raises(ConfigurationInvalid) as refused:
         with_offline.reshard(stored, world.target_over(ALL[1:]), indexes=(1,))
     assert "offline" in refused.value.diagnostics

@@ -9,17 +9,15 @@ from typing import Any
 
 import pytest
 
-from activities.keystores import datakey, orders
-from activities.keystores.base import KeyRef, WrappedKey
+from activities.crypto import envelope, shamir
+from activities.crypto.hpke import PrivateKey
+from activities.keystores import datakey
+from activities.keystores import memory as orders
+from activities.keystores.kinds.base import KeyRef, WrappedKey
 from activities.recipient import open_delivery
-from activities.strongroom import envelope, session, shamir
+from activities.strongroom import session
 from activities.strongroom.datakeys import Session
-from activities.strongroom.hpke import PrivateKey
 from tests.world import KEYSTORES, NAMES, UNSEAL, MemoryKeystore, World, now
-from workflows.contracts.authority import Authority
-from workflows.contracts.canonical import Signed, decode64, digest, encode64
-from workflows.contracts.documents import DekResponse, Manifest, RecipientRequest, StateStatement
-from workflows.contracts.errors import ApprovalInvalid, CiphertextInvalid, ManifestInvalid, PlanInvalid
 from workflows.contracts.messages import (
     CheckDataKey,
     DekAnswer,
@@ -32,7 +30,11 @@ from workflows.contracts.messages import (
     StoredProtection,
     UnwrapDataKey,
 )
-from workflows.contracts.signatures import open_signed
+from workflows.contracts.trust.authority import Authority
+from workflows.contracts.trust.canonical import Signed, decode64, digest, encode64
+from workflows.contracts.trust.documents import DekResponse, Manifest, RecipientRequest, StateStatement
+from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, ManifestInvalid, PlanInvalid
+from workflows.contracts.trust.signatures import open_signed
 
 
 class Ceremony:
@@ -552,8 +554,8 @@ def test_a_keystore_serves_only_the_modes_it_is_configured_for(ceremony: Ceremon
 
 
 def test_a_delivery_made_up_by_the_orchestrator_is_refused_by_the_recipient(ceremony: Ceremony) -> None:
-    from activities.strongroom.hpke import encrypt_to
-    from workflows.contracts.documents import Delivery, delivery_info
+    from activities.crypto.hpke import encrypt_to
+    from workflows.contracts.trust.documents import Delivery, delivery_info
 
     stored, world, key = ceremony.protect(), ceremony.world, PrivateKey()
     request = world.request(stored, key.public_key)

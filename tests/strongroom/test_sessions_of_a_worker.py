@@ -17,15 +17,13 @@ import pytest_asyncio
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities.strongroom import envelope, hpke, session
+from activities.crypto import envelope, hpke
+from activities.oneshot.process import Channel, OneShot, Pool
+from activities.strongroom import session
 from activities.strongroom.activities import TARGET, StrongroomActivities
-from activities.strongroom.process import Channel, OneShot, Pool
 from tests.strongroom.test_reshard import Resharding
 from tests.strongroom.test_session import Ceremony, manifest_of
 from tests.world import NAMES, World
-from workflows.contracts.canonical import Signed
-from workflows.contracts.documents import SessionAnnouncement
-from workflows.contracts.errors import ApprovalInvalid, CiphertextInvalid
 from workflows.contracts.messages import (
     HoldSession,
     OpenSession,
@@ -35,7 +33,10 @@ from workflows.contracts.messages import (
     SessionOpened,
     StoredProtection,
 )
-from workflows.contracts.signatures import open_signed
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.documents import SessionAnnouncement
+from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid
+from workflows.contracts.trust.signatures import open_signed
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyshamir import combine as other_combine
 from pyshamir import split as other_split
 
-from activities.strongroom import shamir
+from activities.crypto import shamir
 
 
 def slow_multiply(a: int, b: int) -> int:
@@ -72,14 +72,14 @@ def test_fewer_shares_than_the_threshold_say_nothing(monkeypatch: pytest.MonkeyP
     for secret in (0, 1, 0x53, 255):
         seen: Counter[int] = Counter()
         for coefficient in range(256):
-            monkeypatch.setattr("activities.strongroom.shamir.secrets.token_bytes", lambda n, c=coefficient: bytes([c]))
+            monkeypatch.setattr("activities.crypto.shamir.secrets.token_bytes", lambda n, c=coefficient: bytes([c]))
             seen[shamir.split(bytes([secret]), 2, [7, 9])[0][0]] += 1
         assert seen == Counter(dict.fromkeys(range(256), 1))
     for secret in (0, 0xA5):
         pairs: Counter[tuple[int, int]] = Counter()
         for first, second in itertools.product(range(256), repeat=2):
             drawn = iter((bytes([first]), bytes([second])))
-            monkeypatch.setattr("activities.strongroom.shamir.secrets.token_bytes", lambda n, d=drawn: next(d))
+            monkeypatch.setattr("activities.crypto.shamir.secrets.token_bytes", lambda n, d=drawn: next(d))
             one, two, _ = shamir.split(bytes([secret]), 3, [1, 2, 3])
             pairs[one[0], two[0]] += 1
         assert len(pairs) == 65536

@@ -18,15 +18,15 @@ from typing import Any, Literal
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowFailureError, WorkflowHistory
 
-from activities.ledger.records import ProtectionRecord
+from activities.ledger.log.records import ProtectionRecord
 from tests.workflows.gated import Gate, GatedHouse, wait_for_gates
 from tests.workflows.people import Asked, Handle, clean, ended
-from workers.embedded.stack import CUSTODIANS
-from workflows.ceremony import ENDS
+from workers.local.stack import CUSTODIANS
 from workflows.contracts import names
-from workflows.contracts.canonical import Signed
-from workflows.contracts.documents import Manifest
 from workflows.contracts.messages import CollectRequest, InitResult, ReshardResult, UnsealResult
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.documents import Manifest
+from workflows.steps.ceremony import ENDS
 
 Action = Literal["init", "unseal", "reshard", "recover"]
 

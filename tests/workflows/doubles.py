@@ -20,22 +20,8 @@ from temporalio.worker import Worker
 from tests.workflows.people import Handle
 from tests.world import CUSTODIAN_OF, KEYSTORES, World
 from workers import roles
+from workflows.calls.failures import as_failure
 from workflows.contracts import names
-from workflows.contracts.canonical import Message, Signed, digest, seconds
-from workflows.contracts.documents import (
-    SUITE,
-    Approval,
-    CheckResponse,
-    DekResponse,
-    KeyDescription,
-    Manifest,
-    ManifestShard,
-    Plan,
-    RecipientRequest,
-    ShardBinding,
-    StateStatement,
-)
-from workflows.contracts.errors import MasterKeyError, PlanInvalid
 from workflows.contracts.messages import (
     BeginCeremony,
     Begun,
@@ -67,7 +53,21 @@ from workflows.contracts.messages import (
     UnsealRequest,
     UnwrapDataKey,
 )
-from workflows.failures import as_failure
+from workflows.contracts.trust.canonical import Message, Signed, digest, seconds
+from workflows.contracts.trust.documents import (
+    SUITE,
+    Approval,
+    CheckResponse,
+    DekResponse,
+    KeyDescription,
+    Manifest,
+    ManifestShard,
+    Plan,
+    RecipientRequest,
+    ShardBinding,
+    StateStatement,
+)
+from workflows.contracts.trust.errors import MasterKeyError, PlanInvalid
 
 SESSIONS = "doubles-sessions"
 

@@ -32,10 +32,10 @@ from tests.conftest import NAMES, fresh_names
 from tests.workflows.people import House
 from workers import roles
 from workers.config import Configuration
-from workers.embedded.key_vault import KeyVault, start_key_vault
-from workers.embedded.openbao import OpenBao, start_openbao
-from workers.embedded.process import Service, launch_service, wait_until_ready
-from workers.embedded.stack import KeystoreSetup, Stack
+from workers.local.key_vault import KeyVault, start_key_vault
+from workers.local.openbao import OpenBao, start_openbao
+from workers.local.process import Service, launch_service, wait_until_ready
+from workers.local.stack import KeystoreSetup, Stack
 
 VAULT = "vault-4"
 EVERY = "every"

@@ -20,19 +20,16 @@ from typing import Any, TypeVar
 from temporalio.api.enums.v1 import EventType, WorkflowTaskFailedCause
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle, WorkflowHistory
 
+from activities.crypto.hpke import PrivateKey
 from activities.identity import Identity
-from activities.ledger.records import ProtectionRecord
-from activities.ledger.store import Ledger
+from activities.ledger.log.records import ProtectionRecord
+from activities.ledger.store.ledger import Ledger
 from activities.recipient import open_delivery
 from activities.roster import RosterSource
-from activities.strongroom.hpke import PrivateKey
-from workers import ceremony_client
-from workers.embedded.stack import CUSTODIANS, Stack
-from workers.ssh import sign_with_key
+from workers.client import ceremonies as ceremony_client
+from workers.client.ssh import sign_with_key
+from workers.local.stack import CUSTODIANS, Stack
 from workflows.contracts import names
-from workflows.contracts.canonical import Document, Signed, seconds
-from workflows.contracts.documents import SUITE, Approval, Manifest, Plan, Purpose, RecipientRequest, Stop
-from workflows.contracts.errors import MasterKeyError
 from workflows.contracts.messages import (
     CeremonyStatus,
     InitRequest,
@@ -47,7 +44,10 @@ from workflows.contracts.messages import (
     UnsealRequest,
     UnsealResult,
 )
-from workflows.contracts.roster import RosterChain
+from workflows.contracts.trust.canonical import Document, Signed, seconds
+from workflows.contracts.trust.documents import SUITE, Approval, Manifest, Plan, Purpose, RecipientRequest, Stop
+from workflows.contracts.trust.errors import MasterKeyError
+from workflows.contracts.trust.roster import RosterChain
 
 T = TypeVar("T")
 

@@ -23,11 +23,9 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from deploy.emulators.fault_proxy import Answer, Rule
 from tests.workflows.gated import GatedHouse, wait_for_gates
 from tests.workflows.people import Handle, ended, eventually
-from workers import ceremony_client
-from workers.embedded.stack import CUSTODIANS, to_toml
+from workers.client import ceremonies as ceremony_client
+from workers.local.stack import CUSTODIANS, to_toml
 from workflows.contracts import names
-from workflows.contracts.canonical import seconds
-from workflows.contracts.documents import Ended
 from workflows.contracts.messages import (
     CeremonyStatus,
     ChangedPlan,
@@ -41,6 +39,8 @@ from workflows.contracts.messages import (
     ShardRequest,
     SurveyRequest,
 )
+from workflows.contracts.trust.canonical import seconds
+from workflows.contracts.trust.documents import Ended
 
 FOLDER = Path(__file__).parent.parent / "histories"
 QUORUM = CUSTODIANS[:3]

@@ -13,15 +13,16 @@ import pytest_asyncio
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowHistory
 
-from activities.ledger.records import EventRecord
+from activities.ledger.log.records import EventRecord
 from tests.workflows.people import Handle, House, ended, failure
 from tests.workflows.record_histories import FOLDER, load
-from workers import ceremony_client, replay
-from workers.audit import Run, audit_run, compare_with_log
-from workers.histories import check_shape, read_history
+from workers.audit import replay
+from workers.audit.compare import Run, audit_run, compare_with_log
+from workers.audit.histories import check_shape, read_history
+from workers.client import ceremonies as ceremony_client
 from workflows.contracts import names
-from workflows.contracts.errors import NotKnown
 from workflows.contracts.messages import DrillRequest, HoldRequest, InitResult, ReshardResult
+from workflows.contracts.trust.errors import NotKnown
 
 pytestmark = pytest.mark.slow
 

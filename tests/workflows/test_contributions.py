@@ -15,10 +15,10 @@ from tests.workflows.people import Handle, clean
 from tests.workflows.test_messages import GARBAGE
 from tests.world import NAMES, World
 from workflows.contracts import names
-from workflows.contracts.canonical import Document, Signed, digest
-from workflows.contracts.documents import CheckResponse, DekResponse
-from workflows.contracts.errors import KeystoreUnavailable
 from workflows.contracts.messages import Contribution, DekAnswer, DrillRequest, DrillResult, UnsealResult, Wanted
+from workflows.contracts.trust.canonical import Document, Signed, digest
+from workflows.contracts.trust.documents import CheckResponse, DekResponse
+from workflows.contracts.trust.errors import KeystoreUnavailable
 
 LIFETIME = timedelta(hours=2)
 

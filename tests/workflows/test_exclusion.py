@@ -8,10 +8,10 @@ import pytest
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from tests.workflows.people import Handle, House, clean, ended, failure
-from workers import ceremony_client
+from workers.client import ceremonies as ceremony_client
 from workflows.contracts import names
-from workflows.contracts.errors import CeremonyEnded, MasterKeyError, NameTaken
 from workflows.contracts.messages import InitResult, UnsealResult
+from workflows.contracts.trust.errors import CeremonyEnded, MasterKeyError, NameTaken
 
 
 async def test_of_many_inits_of_one_name_at_once_one_wins_and_the_others_are_told(house: House) -> None:

@@ -14,7 +14,7 @@ import pytest
 from deploy.emulators.fault_proxy import Hang, Rule
 from tests.workflows.gated import GatedHouse, wait_for_gates
 from tests.workflows.people import clean, ended, eventually
-from workers.embedded.leaks import count_in_memory, patterns
+from workers.local.leaks import count_in_memory, patterns
 from workflows.contracts import names
 from workflows.contracts.messages import UnsealResult
 

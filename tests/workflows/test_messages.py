@@ -17,12 +17,12 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.identity import Identity, generate_identity
 from tests.workflows.gated import GatedHouse, wait_for_gates
 from tests.workflows.people import Handle, House, clean, ended, eventually, failure
-from workers import ceremony_client
+from workers.client import ceremonies as ceremony_client
 from workflows.contracts import names
-from workflows.contracts.canonical import Signed, canonical_json, seconds
-from workflows.contracts.documents import Approval, Plan
-from workflows.contracts.errors import ApprovalInvalid, CeremonyEnded, DeadlinePassed
 from workflows.contracts.messages import InitResult, SubmitOutcome, UnsealResult
+from workflows.contracts.trust.canonical import Signed, canonical_json, seconds
+from workflows.contracts.trust.documents import Approval, Plan
+from workflows.contracts.trust.errors import ApprovalInvalid, CeremonyEnded, DeadlinePassed
 
 GARBAGE: tuple[tuple[Any, ...], ...] = (
     (),

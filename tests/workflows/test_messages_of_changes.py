@@ -16,11 +16,8 @@ from temporalio.client import WorkflowUpdateFailedError
 from tests.workflows.gated import GatedHouse, wait_for_gates
 from tests.workflows.people import Handle, clean, ended, eventually, failure
 from tests.workflows.test_messages import GARBAGE
-from workers import ceremony_client
+from workers.client import ceremonies as ceremony_client
 from workflows.contracts import names
-from workflows.contracts.canonical import Signed, seconds
-from workflows.contracts.documents import Ended
-from workflows.contracts.errors import CeremonyEnded, NotKnown, Stopped
 from workflows.contracts.messages import (
     ChangedPlan,
     HoldRequest,
@@ -30,6 +27,9 @@ from workflows.contracts.messages import (
     ShardRequest,
     UnsealResult,
 )
+from workflows.contracts.trust.canonical import Signed, seconds
+from workflows.contracts.trust.documents import Ended
+from workflows.contracts.trust.errors import CeremonyEnded, NotKnown, Stopped
 
 QUORUM = ("alice", "bob", "carol")
 EARLY = GARBAGE[:3]

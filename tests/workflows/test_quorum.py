@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.world import World
-from workflows.contracts.canonical import Signed
-from workflows.contracts.documents import Plan
-from workflows.quorum import Quorum
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.documents import Plan
+from workflows.steps.quorum import Quorum
 
 CUSTODY = (("alice",), ("bob",), ("carol",), ("dave",))
 

@@ -17,7 +17,7 @@ from temporalio.worker import Replayer
 
 from tests.workflows.record_histories import FOLDER, load
 from workers import roles
-from workers.replay import audit
+from workers.audit.replay import audit
 from workflows.contracts import names
 
 HISTORIES = sorted(FOLDER.glob("*.json"))

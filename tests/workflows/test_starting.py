@@ -22,7 +22,7 @@ from tests.conftest import Installation
 from workers import roles
 from workers.config import Configuration
 from workflows.contracts import names
-from workflows.contracts.errors import ConfigurationInvalid, RosterInvalid
+from workflows.contracts.trust.errors import ConfigurationInvalid, RosterInvalid
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ import pytest
 from tests.workflows.doubles import Clock, Doubles, stop_here
 from tests.workflows.people import Handle, clean, failure
 from tests.world import KEYSTORES, NAMES, World
-from workflows.contracts.documents import Manifest
-from workflows.contracts.errors import (
+from workflows.contracts.messages import ChangedPlan, ReshardResult, ShardRequest, UnsealResult
+from workflows.contracts.trust.documents import Manifest
+from workflows.contracts.trust.errors import (
     CeremonyEnded,
     DeadlinePassed,
     KeyNotFound,
@@ -24,7 +25,6 @@ from workflows.contracts.errors import (
     QuorumUnreachable,
     SessionLost,
 )
-from workflows.contracts.messages import ChangedPlan, ReshardResult, ShardRequest, UnsealResult
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 

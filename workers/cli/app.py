@@ -30,8 +30,8 @@ from workers.cli import (
     seal,
     unseal,
 )
-from workers.cli.output import OPTIONS, refuse
-from workflows.contracts.errors import MasterKeyError
+from workers.output import OPTIONS, refuse
+from workflows.contracts.trust.errors import MasterKeyError
 
 app = typer.Typer(
     name="masterkey",

@@ -11,19 +11,19 @@ from rich.table import Table
 from rich.text import Text
 
 from workers.cli.bundle import describe, own_ledger, say_verified, verified_file
-from workers.cli.output import OPTIONS, answer, plain, run, say
-from workflows.contracts.errors import BundleInvalid, CeremonyEnded, ConfigurationInvalid, NotKnown
+from workers.output import OPTIONS, answer, plain, run, say
+from workflows.contracts.trust.errors import BundleInvalid, CeremonyEnded, ConfigurationInvalid, NotKnown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from temporalio.client import WorkflowHistory
 
-    from activities.ledger.records import EventRecord
-    from activities.ledger.verification import Verified
-    from workers.audit import Compared, Run
+    from activities.ledger.bundle.verify import Verified
+    from activities.ledger.log.records import EventRecord
+    from workers.audit.compare import Compared, Run
     from workers.config import Configuration
-    from workflows.contracts.roster import RosterChain
+    from workflows.contracts.trust.roster import RosterChain
 
 app = typer.Typer(help="What happened, and proof of it.", no_args_is_help=True)
 
@@ -52,7 +52,7 @@ def log(
 
     A bundle is verified as a whole first; of a ledger, the hash chain, and each signature that a name stands for.
     """
-    from activities.ledger.narrative import tell
+    from activities.ledger.log.describe import tell
 
     found = _log(OPTIONS.load(), bundle)
     wanted = [
@@ -151,8 +151,8 @@ class _Audit:
 
 
 async def _replay(ceremony: str | None, files: list[Path], bundle: Path | None, out: Path | None) -> bool:
-    from workers.audit import audit_run, compare_with_log
-    from workers.histories import read_history
+    from workers.audit.compare import audit_run, compare_with_log
+    from workers.audit.histories import read_history
 
     configuration = OPTIONS.load()
     if ceremony is None:
@@ -236,7 +236,7 @@ async def _fetch(ceremony: str) -> list[tuple[WorkflowHistory, bool]]:
     from temporalio.client import WorkflowExecutionStatus
     from temporalio.service import RPCError
 
-    from workers import ceremony_client
+    from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
 
     client = await connect()
@@ -258,9 +258,9 @@ async def _fetch(ceremony: str) -> list[tuple[WorkflowHistory, bool]]:
 
 def _approved(events: Sequence[EventRecord], chain: RosterChain) -> list[str]:
     """Who approved the plan that was put last, each signature verified."""
-    from activities.ledger.evidence import read_evidence
-    from activities.ledger.narrative import name_of
-    from workflows.contracts.errors import BundleInvalid
+    from activities.ledger.log.describe import name_of
+    from activities.ledger.log.signed import read_evidence
+    from workflows.contracts.trust.errors import BundleInvalid
 
     plans = [event.key.removeprefix("ledger:plan-made:") for event in events if event.type == "plan-made"]
     if not plans:
@@ -274,8 +274,8 @@ def _approved(events: Sequence[EventRecord], chain: RosterChain) -> list[str]:
 
 
 def _keep(folder: Path, entry: Run) -> Path:
-    from activities.ledger.places import write_file
-    from workflows.contracts.canonical import digest
+    from activities.ledger.bundle.places import write_file
+    from workflows.contracts.trust.canonical import digest
 
     text = entry.history.to_json().encode()
     path = folder / f"{entry.ceremony or 'workflow'}.{entry.workflow[:40]}.{digest(text)[7:19]}.json"
@@ -297,8 +297,8 @@ def _log(configuration: Configuration, bundle: Path | None) -> _Log:
 
 def _verified_ledger(configuration: Configuration) -> Verified:
     """The whole ledger, verified as the bundle that it would make."""
-    from activities.ledger.exporting import export
-    from activities.ledger.verification import verify as check
+    from activities.ledger.bundle.export import export
+    from activities.ledger.bundle.verify import verify as check
 
     pinned = configuration.roster
     data = export(own_ledger(configuration), configuration.roster_source()).data

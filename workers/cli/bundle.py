@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workers.cli.output import OPTIONS, answer, run, say
-from workflows.contracts.errors import ApprovalInvalid, ConfigurationInvalid, NotKnown
+from workers.output import OPTIONS, answer, run, say
+from workflows.contracts.trust.errors import ApprovalInvalid, ConfigurationInvalid, NotKnown
 
 if TYPE_CHECKING:
-    from activities.ledger.importing import Served
-    from activities.ledger.store import Ledger
-    from activities.ledger.verification import Verified
+    from activities.ledger.bundle.import_ import Served
+    from activities.ledger.bundle.verify import Verified
+    from activities.ledger.store.ledger import Ledger
     from workers.config import Configuration
-    from workflows.contracts.canonical import Signed
-    from workflows.contracts.roster import RosterChain
+    from workflows.contracts.trust.canonical import Signed
+    from workflows.contracts.trust.roster import RosterChain
 
 app = typer.Typer(help="The ledger as one portable file.", no_args_is_help=True)
 
@@ -31,9 +31,9 @@ def export(
     file: Annotated[Path | None, typer.Argument(help="Where to write it; the configured places by default.")] = None,
 ) -> None:
     """Write the ledger's bundle; needs the ledger's database."""
-    from activities.ledger.exporting import export as make
-    from activities.ledger.places import file_name, write_everywhere, write_file
-    from workflows.contracts.canonical import digest
+    from activities.ledger.bundle.export import export as make
+    from activities.ledger.bundle.places import file_name, write_everywhere, write_file
+    from workflows.contracts.trust.canonical import digest
 
     configuration = OPTIONS.load()
     exported = make(own_ledger(configuration), configuration.roster_source())
@@ -75,12 +75,12 @@ def approve(
     yes: Annotated[bool, typer.Option("--yes", help="Sign without asking.")] = False,
 ) -> None:
     """Sign, as a custodian, that this bundle may become the ledger where there is none."""
-    from activities.ledger.importing import agreed_roster
-    from activities.ledger.places import write_file
-    from workers.ssh import public_key_of, sign_with_key
-    from workflows.contracts.bundle import IMPORT_LIFETIME, ImportApproval, render_import
-    from workflows.contracts.canonical import Signed, seconds
-    from workflows.contracts.signatures import fingerprint
+    from activities.ledger.bundle.import_ import agreed_roster
+    from activities.ledger.bundle.places import write_file
+    from workers.client.ssh import public_key_of, sign_with_key
+    from workflows.contracts.trust.canonical import Signed, seconds
+    from workflows.contracts.trust.import_approval import IMPORT_LIFETIME, ImportApproval, render_import
+    from workflows.contracts.trust.signatures import fingerprint
 
     configuration = OPTIONS.load()
     verified = verified_file(configuration, file)
@@ -122,7 +122,7 @@ def import_(
     ] = None,
 ) -> None:
     """Fill an empty ledger from a bundle, or add to one what it lacks. Never overwrites."""
-    from activities.ledger.importing import import_bundle
+    from activities.ledger.bundle.import_ import import_bundle
 
     configuration = OPTIONS.load()
     verified = verified_file(configuration, file)
@@ -154,7 +154,7 @@ async def _ask_keystores(verified: Verified) -> Served | None:
     from temporalio.client import WorkflowFailureError
     from temporalio.service import RPCError
 
-    from workers import ceremony_client
+    from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
 
     try:
@@ -185,7 +185,7 @@ def say_verified(what: str, verified: Verified) -> None:
 
 def own_ledger(configuration: Configuration) -> Ledger:
     """The configured ledger; raises ConfigurationInvalid if there is none, or not of this code's schema."""
-    from activities.ledger.store import Ledger
+    from activities.ledger.store.ledger import Ledger
 
     ledger = Ledger(configuration.ledger_url())
     ledger.check()
@@ -199,8 +199,8 @@ def _own_roster(configuration: Configuration) -> RosterChain | None:
 
 
 def _write_roster(configuration: Configuration, verified: Verified) -> None:
-    from activities.ledger.places import write_file
-    from workflows.contracts.roster import RosterFile
+    from activities.ledger.bundle.places import write_file
+    from workflows.contracts.trust.roster import RosterFile
 
     path = configuration.roster_source().file
     try:
@@ -212,8 +212,8 @@ def _write_roster(configuration: Configuration, verified: Verified) -> None:
 
 def verified_file(configuration: Configuration, file: Path) -> Verified:
     """A bundle, verified from the roster that is pinned here; raises NotKnown or BundleInvalid."""
-    from activities.ledger.bundle import check_size
-    from activities.ledger.verification import verify as check
+    from activities.ledger.bundle.format import check_size
+    from activities.ledger.bundle.verify import verify as check
 
     try:
         check_size(file.stat().st_size)
@@ -227,7 +227,7 @@ def verified_file(configuration: Configuration, file: Path) -> Verified:
 def _approval(path: Path) -> Signed:
     from pydantic import ValidationError
 
-    from workflows.contracts.canonical import Signed
+    from workflows.contracts.trust.canonical import Signed
 
     try:
         return Signed.model_validate_json(path.read_bytes())

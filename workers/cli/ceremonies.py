@@ -9,14 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from workers.cli import decide
-from workers.cli.output import OPTIONS, answer, plain, run, say
 from workers.cli.progress import lines, live
 from workers.cli.topology import shard_requests, validated
-from workflows.contracts.errors import ApprovalInvalid, NotKnown
+from workers.output import OPTIONS, answer, plain, run, say
+from workflows.contracts.trust.errors import ApprovalInvalid, NotKnown
 
 if TYPE_CHECKING:
-    from workflows.contracts.canonical import Signed
-    from workflows.contracts.roster import Roster
+    from workflows.contracts.trust.canonical import Signed
+    from workflows.contracts.trust.roster import Roster
 
 app = typer.Typer(help="What is running, and what waits for whom.", no_args_is_help=True)
 app.command("statement")(decide.statement)
@@ -53,7 +53,7 @@ def init(
 
 
 async def _init(request: Any, wait: bool) -> None:
-    from workers import ceremony_client
+    from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
     from workflows.contracts.messages import InitResult
 
@@ -89,11 +89,11 @@ def status(name: Annotated[str, typer.Argument(help="One MasterKey; all by defau
 
 
 async def _status(name: str | None) -> None:
-    from workers import ceremony_client
+    from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
-    from workflows.contracts.authority import check_manifest
-    from workflows.contracts.documents import CLASSICAL
     from workflows.contracts.messages import ReportRequest
+    from workflows.contracts.trust.authority import check_manifest
+    from workflows.contracts.trust.documents import CLASSICAL
     from workflows.drill import summary
 
     chain = OPTIONS.load().roster_source().load()
@@ -180,8 +180,8 @@ async def _status(name: str | None) -> None:
 
 def describe_stop(signed: Signed, roster: Roster) -> dict[str, str]:
     """A stop in force, in words; who ordered it may have left since."""
-    from workflows.contracts.authority import check_stop
-    from workflows.contracts.documents import Stop
+    from workflows.contracts.trust.authority import check_stop
+    from workflows.contracts.trust.documents import Stop
 
     # Its digest is what a lift names, so what it says need not be believed to be shown.
     stop = Stop.parse(signed.document.encode())
@@ -208,7 +208,7 @@ def list_(
 
 
 async def _list(everything: bool, limit: int) -> None:
-    from workers import ceremony_client
+    from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
     from workflows.contracts.messages import ReportRequest
 
@@ -230,7 +230,7 @@ async def _list(everything: bool, limit: int) -> None:
 @app.command()
 def show(ceremony: Annotated[str, typer.Argument(help="Id of a ceremony.")]) -> None:
     """What a ceremony is doing, and what it waits for."""
-    from workers import ceremony_client
+    from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
 
     async def work() -> Any:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workers.cli.output import OPTIONS, answer, run, say
-from workflows.contracts.errors import ApprovalInvalid, ConfigurationInvalid
+from workers.output import OPTIONS, answer, run, say
+from workflows.contracts.trust.errors import ApprovalInvalid, ConfigurationInvalid
 
 if TYPE_CHECKING:
-    from workflows.contracts.documents import Plan
+    from workflows.contracts.trust.documents import Plan
 
 
 def contribute(
@@ -30,10 +30,10 @@ def contribute(
 
 
 async def _contribute(ceremony: str, keystore: str, yes: bool, check_only: bool) -> list[str]:
+    from workers.client.contribute import Contributor, Remote
+    from workers.client.offline_keystore import Custody
     from workers.connection import connect
-    from workers.contribution import Contributor, Remote
-    from workers.custody import Custody
-    from workflows.contracts.statement import render_plan
+    from workflows.contracts.trust.statement import render_plan
 
     configuration = OPTIONS.load()
     terms, chain = configuration.keystore_terms(keystore), configuration.roster_source().load()

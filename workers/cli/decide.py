@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from workers.cli.output import OPTIONS, answer, run, say
-from workflows.contracts.errors import ApprovalInvalid, ConfigurationInvalid, MasterKeyError, NotKnown
+from workers.output import OPTIONS, answer, run, say
+from workflows.contracts.trust.errors import ApprovalInvalid, ConfigurationInvalid, MasterKeyError, NotKnown
 
 _PLANNING_SECONDS = 30
 """How long to wait for the plan of a ceremony that has just been started."""
@@ -80,11 +80,11 @@ def _decide(
     statement_file: Path | None,
     signature_file: Path | None,
 ) -> None:
-    from workers import ceremony_client
+    from workers.client import ceremonies as ceremony_client
+    from workers.client.ssh import sign_with_key
     from workers.connection import connect
-    from workers.ssh import sign_with_key
-    from workflows.contracts.canonical import Signed
-    from workflows.contracts.documents import Approval
+    from workflows.contracts.trust.canonical import Signed
+    from workflows.contracts.trust.documents import Approval
 
     if statement_file is not None and signature_file is not None:
         document, signature = statement_file.read_bytes(), signature_file.read_text(encoding="ascii")
@@ -120,13 +120,13 @@ def _decide(
 
 
 async def _statement(ceremony: str, key: Path, decision: Literal["approve", "reject"], hours: float | None) -> bytes:
-    from workers import ceremony_client
+    from workers.client import ceremonies as ceremony_client
+    from workers.client.ssh import public_key_of
     from workers.connection import connect
-    from workers.ssh import public_key_of
-    from workflows.contracts.authority import parse_plan
-    from workflows.contracts.canonical import seconds
-    from workflows.contracts.documents import Approval
-    from workflows.contracts.signatures import fingerprint
+    from workflows.contracts.trust.authority import parse_plan
+    from workflows.contracts.trust.canonical import seconds
+    from workflows.contracts.trust.documents import Approval
+    from workflows.contracts.trust.signatures import fingerprint
 
     public_key = public_key_of(key)
     client = await connect()
@@ -158,8 +158,8 @@ async def _say_difference(document: bytes) -> None:
     """What a plan changes, from manifests whose signatures and digests are checked here."""
     from workers.cli.topology import manifests
     from workers.connection import connect
-    from workflows.contracts.difference import difference
-    from workflows.contracts.documents import Approval
+    from workflows.contracts.trust.difference import difference
+    from workflows.contracts.trust.documents import Approval
 
     plan = Approval.parse(document).plan
     if plan.stops is not None:
@@ -181,8 +181,8 @@ async def _say_difference(document: bytes) -> None:
 
 async def _say_stops(master_key: str, digests: Sequence[str]) -> None:
     """Who ordered the stops that a plan lifts, and why."""
-    from workers import ceremony_client
     from workers.cli.ceremonies import describe_stop
+    from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
     from workflows.contracts.messages import ReportRequest
 
@@ -201,6 +201,6 @@ async def _say_stops(master_key: str, digests: Sequence[str]) -> None:
 
 
 def _render(document: bytes) -> str:
-    from workflows.contracts.statement import render_approval
+    from workflows.contracts.trust.statement import render_approval
 
     return render_approval(document, OPTIONS.load().roster_source().load())

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from workers.cli.output import answer, run, say
 from workers.cli.progress import live
 from workers.cli.topology import validated
+from workers.output import answer, run, say
 
 
 def drill(
@@ -29,7 +29,7 @@ def drill(
 
 
 async def _drill(name: str, offline_hours: float) -> bool:
-    from workers import ceremony_client
+    from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
     from workflows.contracts.messages import DrillRequest, DrillResult
     from workflows.contracts.names import new_ceremony_id
@@ -67,7 +67,7 @@ async def _drill(name: str, offline_hours: float) -> bool:
 
 
 async def _schedule(name: str, every: float | None) -> None:
-    from workers import ceremony_client
+    from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
 
     client = await connect()

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from workers.cli.output import OPTIONS, answer, say
-from workflows.contracts.canonical import Name
-from workflows.contracts.errors import ConfigurationInvalid
+from workers.output import OPTIONS, answer, say
+from workflows.contracts.trust.canonical import Name
+from workflows.contracts.trust.errors import ConfigurationInvalid
 
 if TYPE_CHECKING:
-    from activities.keystores.offline import OfflineSettings
+    from activities.keystores.kinds.offline import OfflineSettings
 
 app = typer.Typer(help="The keys of a keystore that has a custodian instead of a worker.", no_args_is_help=True)
 
@@ -96,8 +96,8 @@ def paper(
 ) -> None:
     """Print a page of paper: what this keystore is, how to use it, and its secret key if asked for."""
     settings, identity = _settings(name), None
-    from activities.keystores.offline import Offline
-    from workers.paper import Page
+    from activities.keystores.kinds.offline import Offline
+    from workers.client.paper import Page
 
     if with_key:
         _harden()
@@ -124,7 +124,7 @@ def read(
 ) -> None:
     """Read a page that was typed in again, say which line is wrong, and write the age key."""
     age_keys = _age_keys()
-    from workers.paper import read_page
+    from workers.client.paper import read_page
 
     _harden()
     try:
@@ -147,7 +147,7 @@ def read(
 
 
 def _settings(name: str) -> OfflineSettings:
-    from activities.keystores.registry import parse_settings
+    from activities.keystores.kinds.registry import parse_settings
 
     configuration = OPTIONS.load()
     settings = parse_settings(name, configuration.keystore_terms(name).settings)
@@ -169,7 +169,7 @@ def _new_passphrase() -> str:
 
 def _harden() -> None:
     """Keep this process's memory, which will hold a secret key, from core dumps, tracing and swap."""
-    from activities.strongroom.process import harden
+    from activities.oneshot.process import harden
 
     for warning in harden():
         OPTIONS.errors.print(f"note: {warning}", markup=False)
@@ -188,7 +188,7 @@ def _write_new(path: Path, text: str) -> None:
 
 def _age_keys() -> ModuleType:
     try:
-        from activities.keystores import age_keys
+        from activities.keystores.kinds import age_keys
     except ModuleNotFoundError:
         raise ConfigurationInvalid(
             "the Python module 'pyrage' is not installed here", next_step="install openkcm-masterkey[offline]"

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from workers.cli.output import OPTIONS, plain
+from workers.output import OPTIONS, plain
 
 if TYPE_CHECKING:
     from workflows.contracts.messages import CeremonyStatus, KeystoreHealth

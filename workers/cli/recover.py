@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from workers.cli.output import OPTIONS, answer, run, say
 from workers.cli.progress import live
 from workers.cli.topology import say_result, shard_requests, told_result, validated
-from workflows.contracts.errors import CeremonyEnded
+from workers.output import OPTIONS, answer, run, say
+from workflows.contracts.trust.errors import CeremonyEnded
 
 
 def recover(
@@ -53,7 +53,7 @@ def recover(
         "quorum_timeout_seconds": round(deadline_hours * 3600),
     }
     if from_bundle is not None:
-        from workers.break_glass import run_break_glass
+        from workers.local.break_glass import run_break_glass
 
         run_break_glass(OPTIONS.config, folder, from_bundle, approval or [], lambda: run(_recover(name, wishes, wait)))
     elif ceremony is not None:
@@ -63,7 +63,7 @@ def recover(
 
 
 async def _recover(name: str, wishes: dict[str, Any], wait: bool) -> None:
-    from workers import ceremony_client
+    from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
     from workflows.contracts.messages import RecoverRequest, ReportRequest, ReshardResult
     from workflows.contracts.names import new_ceremony_id
@@ -93,7 +93,7 @@ async def _recover(name: str, wishes: dict[str, Any], wait: bool) -> None:
 
 
 async def _replan(ceremony: str, wishes: dict[str, Any]) -> None:
-    from workers import ceremony_client
+    from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
     from workflows.contracts.messages import ChangedPlan
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workers.cli.output import answer, run, say
 from workers.cli.progress import live
 from workers.cli.topology import manifests, say_result, shard_requests, told_result, validated
-from workflows.contracts.errors import NotKnown, PlanInvalid
+from workers.output import answer, run, say
+from workflows.contracts.trust.errors import NotKnown, PlanInvalid
 
 if TYPE_CHECKING:
     from workflows.contracts.messages import OrderRequest, OrderResult
@@ -56,7 +56,7 @@ def reshard(
 
 
 async def _reshard(name: str, wishes: dict[str, Any], wait: bool) -> None:
-    from workers import ceremony_client
+    from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
     from workflows.contracts.messages import ReshardRequest, ReshardResult, ShardRequest
     from workflows.contracts.names import new_ceremony_id
@@ -127,7 +127,7 @@ async def order(
     name: str, action: str, manifest: str | None, strongroom: str, deadline_hours: float, wait: bool
 ) -> None:
     """Start an order, wait for its quorum, and say who has heard of it."""
-    from workers import ceremony_client
+    from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
     from workflows.contracts.messages import OrderRequest, OrderResult
     from workflows.contracts.names import new_ceremony_id

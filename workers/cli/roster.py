@@ -15,11 +15,11 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
-from workers.cli.output import OPTIONS, answer, say
-from workers.ssh import sign_with_key
-from workflows.contracts.canonical import seconds
-from workflows.contracts.errors import ConfigurationInvalid, RosterInvalid
-from workflows.contracts.roster import (
+from workers.client.ssh import sign_with_key
+from workers.output import OPTIONS, answer, say
+from workflows.contracts.trust.canonical import seconds
+from workflows.contracts.trust.errors import ConfigurationInvalid, RosterInvalid
+from workflows.contracts.trust.roster import (
     Roster,
     RosterChain,
     RosterFile,

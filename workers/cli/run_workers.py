@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from workers.cli.output import OPTIONS, answer, run, say
+from workers.output import OPTIONS, answer, run, say
 
 worker_app = typer.Typer(help="Run one role in one process.", no_args_is_help=True)
 ledger_app = typer.Typer(help="The ledger's database.", no_args_is_help=True)
@@ -41,7 +41,7 @@ def keystore(
 @ledger_app.command()
 def upgrade() -> None:
     """Create the database, or migrate it to this version."""
-    from activities.ledger.store import Ledger
+    from activities.ledger.store.ledger import Ledger
 
     url = OPTIONS.load().ledger_url()
     ledger = Ledger(url)
@@ -57,7 +57,7 @@ def collect() -> None:
 
 
 async def _collect() -> None:
-    from workers import ceremony_client
+    from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
 
     done = await ceremony_client.collect(await connect())

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workers.cli.output import OPTIONS, answer, run, say
 from workers.cli.progress import live
 from workers.cli.reshard import order, say_told
 from workers.cli.topology import validated
-from workflows.contracts.errors import ApprovalInvalid, ConfigurationInvalid
+from workers.output import OPTIONS, answer, run, say
+from workflows.contracts.trust.errors import ApprovalInvalid, ConfigurationInvalid
 
 if TYPE_CHECKING:
-    from workflows.contracts.canonical import Signed
-    from workflows.contracts.documents import Stop
     from workflows.contracts.messages import SealResult
+    from workflows.contracts.trust.canonical import Signed
+    from workflows.contracts.trust.documents import Stop
 
 
 def seal(
@@ -45,12 +45,12 @@ def seal(
 
 
 def _sign(name: str, key: Path, reason: str, yes: bool) -> tuple[Stop, Signed]:
-    from workers.ssh import public_key_of, sign_with_key
-    from workflows.contracts.canonical import Signed, seconds
-    from workflows.contracts.documents import Stop
+    from workers.client.ssh import public_key_of, sign_with_key
     from workflows.contracts.names import new_ceremony_id
-    from workflows.contracts.signatures import fingerprint
-    from workflows.contracts.statement import render_stop
+    from workflows.contracts.trust.canonical import Signed, seconds
+    from workflows.contracts.trust.documents import Stop
+    from workflows.contracts.trust.signatures import fingerprint
+    from workflows.contracts.trust.statement import render_stop
 
     fields = {
         "master_key": name,
@@ -71,7 +71,7 @@ def _sign(name: str, key: Path, reason: str, yes: bool) -> tuple[Stop, Signed]:
 
 
 async def _seal(name: str, signed: tuple[Stop, Signed], patience: int) -> bool:
-    from workers import ceremony_client
+    from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
     from workflows.contracts.messages import SealRequest, SealResult
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from workers.cli.output import OPTIONS, say
-from workflows.contracts.errors import NotKnown, PlanInvalid
+from workers.output import OPTIONS, say
+from workflows.contracts.trust.errors import NotKnown, PlanInvalid
 
 if TYPE_CHECKING:
     from temporalio.client import Client
 
-    from workflows.contracts.canonical import Message
-    from workflows.contracts.documents import Manifest
     from workflows.contracts.messages import ReshardResult, ShardRequest
+    from workflows.contracts.trust.canonical import Message
+    from workflows.contracts.trust.documents import Manifest
 
 M = TypeVar("M", bound="Message")
 
@@ -65,9 +65,9 @@ async def manifests(client: Client, name: str) -> list[tuple[Manifest, str, str]
         NotKnown: there is no such MasterKey.
         ManifestInvalid: no strongroom of the roster signed one.
     """
-    from workers import ceremony_client
-    from workflows.contracts.authority import check_manifest
+    from workers.client import ceremonies as ceremony_client
     from workflows.contracts.messages import ReportRequest
+    from workflows.contracts.trust.authority import check_manifest
 
     chain = OPTIONS.load().roster_source().load()
     report = await ceremony_client.report(client, ReportRequest(kind="protection", master_key=name))
@@ -80,7 +80,7 @@ async def manifests(client: Client, name: str) -> list[tuple[Manifest, str, str]
 
 def say_result(result: ReshardResult) -> None:
     """What came of a reshard or a recovery, in words an SRE can act on."""
-    from workflows.contracts.documents import Manifest
+    from workflows.contracts.trust.documents import Manifest
 
     manifest = Manifest.parse(result.manifest.document.encode())
     say(f"{result.master_key} is protected anew: the same MasterKey, KCV {result.kcv}, epoch {manifest.epoch}")

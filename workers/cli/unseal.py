@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from workers.cli.output import OPTIONS, answer, run, say
 from workers.cli.progress import live
-from workflows.contracts.errors import ConfigurationInvalid, NotKnown, SessionLost
+from workers.output import OPTIONS, answer, run, say
+from workflows.contracts.trust.errors import ConfigurationInvalid, NotKnown, SessionLost
 
 DESCRIPTOR_VARIABLE = "MASTERKEY_FD"
 """Names, for the program that `--exec` runs, the number of the descriptor to read 32 bytes from."""
@@ -41,14 +41,14 @@ def unseal(
 
 async def _unseal(name: str, command: Sequence[str], fd: int | None, deadline_hours: float, purpose: str) -> int:
     from activities import recipient
-    from activities.strongroom.process import Pool
-    from workers import ceremony_client
+    from activities.oneshot.process import Pool
+    from workers.client import ceremonies as ceremony_client
+    from workers.client.lease import acknowledge, hold
     from workers.connection import connect
-    from workers.holding import acknowledge, hold
-    from workflows.contracts.authority import SEAL_REQUEST_LIFETIME, check_manifest
-    from workflows.contracts.canonical import Signed, seconds
     from workflows.contracts.messages import HoldRequest, ReportRequest, UnsealRequest, UnsealResult
     from workflows.contracts.names import new_ceremony_id
+    from workflows.contracts.trust.authority import SEAL_REQUEST_LIFETIME, check_manifest
+    from workflows.contracts.trust.canonical import Signed, seconds
 
     configuration = OPTIONS.load()
     section, source = configuration.need_recipient(), configuration.roster_source()

@@ -7,8 +7,8 @@ import secrets
 
 from temporalio.common import SearchAttributeKey
 
-from workflows.contracts.documents import Action
-from workflows.contracts.errors import NotKnown
+from workflows.contracts.trust.documents import Action
+from workflows.contracts.trust.errors import NotKnown
 
 ORCHESTRATOR_QUEUE = "masterkey"
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from workflows.contracts.authority import Authority
-from workflows.contracts.canonical import Base64, Message, Name, Signed
-from workflows.contracts.documents import Index, Nonce
+from workflows.contracts.trust.authority import Authority
+from workflows.contracts.trust.canonical import Base64, Message, Name, Signed
+from workflows.contracts.trust.documents import Index, Nonce
 
 
 class DescribeKey(Message):

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from workflows.contracts.canonical import Base64, Message, Name, Signed, Time
-from workflows.contracts.documents import Action, CeremonyId, Index
+from workflows.contracts.trust.canonical import Base64, Message, Name, Signed, Time
+from workflows.contracts.trust.documents import Action, CeremonyId, Index
 
 
 class StoredShard(Message):

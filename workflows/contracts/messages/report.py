@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from workflows.contracts.canonical import Message, Signed
 from workflows.contracts.messages.results import DrillResult
+from workflows.contracts.trust.canonical import Message, Signed
 
 
 class ReportRequest(Message):

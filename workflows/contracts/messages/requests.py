@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from workflows.contracts.canonical import Message, Name, Signed
-from workflows.contracts.documents import CeremonyId, Mode, Nonce, Purpose
 from workflows.contracts.messages.keystore import CheckDataKey, DekAnswer, UnwrapDataKey
+from workflows.contracts.trust.canonical import Message, Name, Signed
+from workflows.contracts.trust.documents import CeremonyId, Mode, Nonce, Purpose
 
 
 class ShardRequest(Message):

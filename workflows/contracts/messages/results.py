@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from workflows.contracts.canonical import Message, Name, Signed, Time
-from workflows.contracts.documents import CeremonyId, Index, Mode, Purpose
 from workflows.contracts.messages.status import KeystoreHealth
 from workflows.contracts.messages.strongroom import Delivered
+from workflows.contracts.trust.canonical import Message, Name, Signed, Time
+from workflows.contracts.trust.documents import CeremonyId, Index, Mode, Purpose
 
 
 class InitResult(Message):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from workflows.contracts.canonical import Message, Time
+from workflows.contracts.trust.canonical import Message, Time
 
 HealthState = Literal[
     "healthy",

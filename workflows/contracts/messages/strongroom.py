@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from workflows.contracts.authority import Authority
-from workflows.contracts.canonical import Base64, Message, Signed
-from workflows.contracts.documents import Nonce, Work
 from workflows.contracts.messages.keystore import DekAnswer
 from workflows.contracts.messages.ledger import StoredProtection
+from workflows.contracts.trust.authority import Authority
+from workflows.contracts.trust.canonical import Base64, Message, Signed
+from workflows.contracts.trust.documents import Nonce, Work
 
 
 class OpenSession(Message):

@@ -1,0 +1,1 @@
+"""Pure functions over keys and shares: no I/O."""

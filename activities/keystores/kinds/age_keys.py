@@ -1,0 +1,233 @@
+"""age keys: the recipient that anybody may encrypt to, and the identity file of the one who can decrypt.
+
+Only X25519 keys of https://age-encryption.org/v1 are taken, through `pyrage` (Python over the Rust library `rage`).
+Post-quantum recipients (`age1pq1...`, ML-KEM-768 with X25519, age 1.3) are refused: `pyrage` 1.4 and `rage` 0.12
+have no identity that decrypts them; what `pyrage.tagpq` has encrypts to hardware tokens only. SSH keys, which age
+also knows, are refused too: a custodian's signing key decrypts nothing.
+
+An identity file is what `age-keygen` writes, or the same encrypted by `age -p`. Whoever calls this holds a secret:
+a one-shot process, or a command that makes or copies a key and exits.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyrage  # type: ignore[import-untyped]
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+from activities.identity import check_private
+from workflows.contracts.trust.canonical import digest
+from workflows.contracts.trust.errors import ConfigurationInvalid, KeystoreAccessDenied
+
+SECRET_PREFIX = "AGE-SECRET-KEY-1"  # noqa: S105 - what every secret key begins with
+SECRET_CHARACTERS = 58
+"""Length of what follows the prefix: Bech32 of 32 bytes, and its checksum."""
+
+_BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+_ENCRYPTED = (b"age-encryption.org/v1\n", b"-----BEGIN AGE ENCRYPTED FILE-----")
+_LONGEST_FILE = 65_536
+_POST_QUANTUM = "post-quantum age keys cannot be used: the library can encrypt to them, but decrypts with none"
+_SSH = "an SSH key is never used here; make a dedicated age key with `masterkey offline keygen`"
+
+
+@dataclass(frozen=True, repr=False)
+class AgeIdentity:
+    """A secret age key; nothing shows it but `secret`.
+
+    Attributes:
+        recipient: `age1...`, 62 characters: what is encrypted to it.
+    """
+
+    _key: Any
+    recipient: str
+
+    @classmethod
+    def generate(cls) -> AgeIdentity:
+        """A new key, from the operating system's random numbers."""
+        key = pyrage.x25519.Identity.generate()
+        return cls(key, str(key.to_public()))
+
+    @classmethod
+    def parse(cls, secret: str) -> AgeIdentity:
+        """The key of `AGE-SECRET-KEY-1...`, 74 characters.
+
+        Raises:
+            ValueError: it is none, or was mistyped; the text does not quote it.
+        """
+        if secret.startswith("AGE-SECRET-KEY-PQ-1"):
+            raise ValueError(_POST_QUANTUM)
+        if "PRIVATE KEY" in secret or secret.startswith("ssh-"):
+            raise ValueError(_SSH)
+        if not secret.startswith(SECRET_PREFIX):
+            raise ValueError(f"a secret age key begins with {SECRET_PREFIX}")
+        try:
+            key = pyrage.x25519.Identity.from_str(secret)
+        except pyrage.IdentityError:
+            raise ValueError("the secret age key was altered or mistyped") from None
+        return cls(key, str(key.to_public()))
+
+    @property
+    def secret(self) -> str:
+        """`AGE-SECRET-KEY-1...`, 74 characters."""
+        return str(self._key)
+
+    def decrypt(self, ciphertext: bytes) -> bytes:
+        """Decrypt an age file, binary.
+
+        Raises:
+            ValueError: it was altered, or encrypted to another key.
+        """
+        try:
+            return bytes(pyrage.decrypt(ciphertext, [self._key]))
+        except pyrage.DecryptError:
+            raise ValueError("altered, or encrypted to another key") from None
+
+
+def check_recipient(text: str) -> str:
+    """A recipient that can be encrypted to, and that an identity exists for which this library decrypts with.
+
+    Raises:
+        ValueError: it is a post-quantum one, an SSH key, a point of low order, mistyped, or none at all.
+    """
+    if text.lower().startswith("age1pq1"):
+        raise ValueError(_POST_QUANTUM)
+    if text.startswith(("ssh-", "ecdsa-")):
+        raise ValueError(_SSH)
+    try:
+        normal = str(pyrage.x25519.Recipient.from_str(text))
+    except pyrage.RecipientError:
+        raise ValueError("not an age recipient (age1..., 62 characters)") from None
+    if normal != text:
+        raise ValueError("an age recipient is written in lower case")
+    try:
+        # The library panics when it encrypts to a point of low order; anybody could decrypt that.
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(_point(text)))
+    except ValueError:
+        raise ValueError("not the recipient of any age key: a point of low order") from None
+    return text
+
+
+def encrypt(plaintext: bytes, recipient: str) -> bytes:
+    """An age file, binary, that the recipient's identity decrypts; some 200 to 400 bytes longer.
+
+    Raises:
+        ValueError: as `check_recipient`.
+    """
+    return bytes(pyrage.encrypt(plaintext, [pyrage.x25519.Recipient.from_str(check_recipient(recipient))]))
+
+
+def key_id(recipient: str) -> str:
+    """The id of the key in plans and manifests: `age:sha256:` and 64 hexadecimal digits."""
+    return f"age:{digest(recipient.encode())}"
+
+
+def read_identity(path: Path, passphrase: Callable[[], str]) -> AgeIdentity:
+    """The one key in an identity file.
+
+    Args:
+        path: a file for this user alone: an identity file, or one that `age -p` made of it.
+        passphrase: called if the file is encrypted.
+
+    Raises:
+        ConfigurationInvalid: the file is missing, readable by others, too long, or no identity file of one key.
+        KeystoreAccessDenied: the passphrase does not open it.
+    """
+    try:
+        check_private(path)
+        with path.open("rb") as file:
+            data = file.read(_LONGEST_FILE + 1)
+    except OSError as error:
+        raise ConfigurationInvalid(
+            f"cannot read the age identity {path}: {error.strerror}",
+            next_step="restore it from its page with `masterkey offline read`, or from a backup",
+        ) from None
+    if data.startswith(_ENCRYPTED):
+        data = _decrypt_file(path, data, passphrase())
+    try:
+        if len(data) > _LONGEST_FILE:
+            raise ValueError("it is too long")
+        lines = [line.strip() for line in data.decode("utf-8").splitlines()]
+        secrets = [line for line in lines if line and not line.startswith("#")]
+        if any("PRIVATE KEY" in line for line in secrets):
+            raise ValueError(_SSH)
+        if len(secrets) != 1:
+            raise ValueError(f"it holds {len(secrets)} keys, and exactly one is expected")
+        return AgeIdentity.parse(secrets[0])
+    except UnicodeDecodeError:
+        what = "it is not text"
+    except ValueError as error:
+        what = str(error)
+    raise ConfigurationInvalid(
+        f"{path} is not an age identity file: {what}", next_step="use the file that `masterkey offline keygen` made"
+    )
+
+
+def write_identity(path: Path, identity: AgeIdentity, passphrase: str | None) -> None:
+    """Write an identity file (mode 0600), encrypted if there is a passphrase, as `age -p` does (scrypt).
+
+    Raises:
+        ConfigurationInvalid: the file exists already, or cannot be written; keys are never overwritten.
+    """
+    text = f"# public key: {identity.recipient}\n{identity.secret}\n".encode()
+    data = text if passphrase is None else bytes(pyrage.passphrase.encrypt(text, passphrase))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise ConfigurationInvalid(f"{path} exists already", next_step="choose another place") from None
+    except OSError as error:
+        raise ConfigurationInvalid(f"cannot write {path}: {error.strerror}") from None
+
+
+def ask_passphrase(prompt: str) -> str:
+    """A passphrase, typed on this process's terminal without being shown.
+
+    Raises:
+        ConfigurationInvalid: there is no terminal, or nothing was typed.
+    """
+    with warnings.catch_warnings():
+        # `getpass` would warn, and then show what is typed, or read it from a pipe.
+        warnings.simplefilter("error", getpass.GetPassWarning)
+        try:
+            typed = getpass.getpass(prompt)
+        except (getpass.GetPassWarning, EOFError, OSError):
+            raise ConfigurationInvalid(
+                "there is no terminal to type the passphrase on",
+                next_step="run it on a terminal, or name the passphrase with passphrase_file or passphrase_env",
+            ) from None
+    if not typed:
+        raise ConfigurationInvalid("no passphrase was typed", next_step="try again")
+    return typed
+
+
+def _decrypt_file(path: Path, data: bytes, passphrase: str) -> bytes:
+    try:
+        return bytes(pyrage.passphrase.decrypt(data, passphrase))
+    except pyrage.DecryptError as error:
+        if "Excessive work" in str(error):
+            what = "it was encrypted with more work than this machine is allowed to spend"
+        else:
+            what = "the passphrase is another one, or the file was altered"
+    raise KeystoreAccessDenied(
+        f"the age identity {path} does not open: {what}",
+        next_step="try again, or restore it from its page with `masterkey offline read`",
+    )
+
+
+def _point(recipient: str) -> bytes:
+    # Bech32: five bits a character, four bits of padding, six characters of checksum that the library has verified.
+    number = 0
+    for character in recipient.removeprefix("age1")[:-6]:
+        number = number << 5 | _BECH32.index(character)
+    return (number >> 4).to_bytes(32, "big")

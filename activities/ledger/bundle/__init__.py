@@ -1,0 +1,1 @@
+"""The whole ledger as one portable file."""

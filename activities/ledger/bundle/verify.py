@@ -1,0 +1,252 @@
+"""Verifying a bundle, offline: a pure function of its bytes and of what is pinned.
+
+Every signature, hash and rule that the ledger, the keystore workers and the strongroom go by is gone through again.
+What a person approved is judged by the roster version and at the time of the approval; what serves now is judged by
+the newest roster version too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from activities.ledger.bundle.format import Bundle, BundleProtection, normal_signature, read_bundle, terms_of
+from activities.ledger.log.authorization import Warrants, as_of
+from activities.ledger.log.records import GENESIS, MasterKeyRecord, ShardRecord
+from activities.ledger.log.signed import read_evidence
+from activities.ledger.log.state import History, ProtectionPast, replay
+from activities.ledger.store.chain import digest_of
+from workflows.contracts.trust.authority import check_manifest
+from workflows.contracts.trust.canonical import decode64, digest, encode64
+from workflows.contracts.trust.documents import Manifest, ManifestShard, Mode, Purpose
+from workflows.contracts.trust.errors import BundleInvalid, MasterKeyError
+from workflows.contracts.trust.import_approval import ImportTerms
+from workflows.contracts.trust.roster import RosterChain, RosterFile, signers_of, verify_chain
+
+_NONCE_BYTES = 12
+
+
+@dataclass(frozen=True)
+class ProtectionSummary:
+    """What a bundle holds of one protection: M, N and its status."""
+
+    purpose: Purpose
+    status: str
+    epoch: int
+    mode: Mode
+    threshold: int
+    count: int
+    manifest: str
+
+
+@dataclass(frozen=True)
+class MasterKeySummary:
+    """What a bundle holds of one MasterKey."""
+
+    name: str
+    kcv: str
+    epoch: int
+    protections: tuple[ProtectionSummary, ...]
+    stops: int
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A bundle that verifies, and what it says.
+
+    Attributes:
+        terms: digest of the file, where its event log ends, its date, its MasterKeys.
+        chain: its roster, verified from the pinned digest.
+        history: what its event log tells.
+        manifests: by digest; every one that was ever committed.
+        doubts: what was recorded as it came, and does not verify; nothing depends on it.
+    """
+
+    bundle: Bundle
+    terms: ImportTerms
+    chain: RosterChain
+    history: History
+    manifests: dict[str, Manifest]
+    master_keys: tuple[MasterKeySummary, ...]
+    doubts: tuple[str, ...]
+
+
+def verify(data: bytes, *, genesis: str, minimum_version: int = 1) -> Verified:
+    """Verify a bundle.
+
+    Args:
+        data: the file.
+        genesis: the pinned digest of the first roster version.
+        minimum_version: the oldest roster version that may be its newest.
+
+    Raises:
+        BundleInvalid: naming the place, and what is wrong there.
+    """
+    bundle = read_bundle(data)
+    _check_events(bundle)
+    chain = _roster(bundle, genesis, minimum_version)
+    history = replay(bundle.events)
+    if missing := set(history.rosters) - set(chain.digests):
+        raise BundleInvalid(f"roster version {min(missing)} was in force, and is not in it", subject="roster")
+    _check_master_keys(bundle, history)
+    evidence = read_evidence(bundle.events, chain)
+    warrants = Warrants(chain, evidence, {entry.signed.digest: entry.signed for entry in bundle.protections})
+    manifests = _protections(bundle, chain, history, warrants)
+    for stop, past in history.stops.items():
+        with at(f"stop {stop}"):
+            warrants.check_stop(past)
+    for event, body in history.orders:
+        warrants.check_order(event, body)
+    return Verified(
+        bundle=bundle,
+        terms=terms_of(bundle, digest(data)),
+        chain=chain,
+        history=history,
+        manifests=manifests,
+        master_keys=tuple(_summary(entry, bundle, manifests, history) for entry in bundle.master_keys),
+        doubts=tuple(evidence.doubts),
+    )
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """Whatever is found wrong inside is wrong at this place of the bundle.
+
+    Raises:
+        BundleInvalid: instead of any other of our errors.
+    """
+    try:
+        yield
+    except BundleInvalid:
+        raise
+    except MasterKeyError as error:
+        raise BundleInvalid(f"{place}: {error.message}", subject=place) from None
+
+
+def _check_events(bundle: Bundle) -> None:
+    last, seen = GENESIS, set()
+    for number, event in enumerate(bundle.events, start=1):
+        if (event.seq, event.previous) != (number, last) or event.digest != digest_of(event):
+            raise BundleInvalid(f"the hash chain breaks at event {number}", subject=f"event {number}")
+        if (event.ceremony, event.key) in seen:
+            raise BundleInvalid(f"event {number} has the key of another", subject=f"event {number}")
+        seen.add((event.ceremony, event.key))
+        last = event.digest
+    if (bundle.head.events, bundle.head.digest) != (len(bundle.events), last):
+        raise BundleInvalid("the head is not where the event log ends", subject="head")
+    if bundle.created != bundle.events[-1].at:
+        raise BundleInvalid("the date is not that of the last event", subject="created")
+
+
+def _roster(bundle: Bundle, genesis: str, minimum: int) -> RosterChain:
+    if not bundle.roster:
+        raise BundleInvalid("there is no roster in it", subject="roster")
+    with at("roster"):
+        chain = verify_chain(RosterFile(versions=bundle.roster), genesis=genesis, minimum_number=minimum)
+    for number, entry in enumerate(bundle.roster):
+        before = chain.versions[number - 1] if number else None
+        counting = len(signers_of(entry, before.change, before)) if before else 0
+        if counting != len(entry.signatures) or any(s != normal_signature(s) for s in entry.signatures):
+            raise BundleInvalid(f"roster version {number + 1} has a signature that does not count", subject="roster")
+    return chain
+
+
+def _check_master_keys(bundle: Bundle, history: History) -> None:
+    told = [
+        MasterKeyRecord(
+            master_key=past.name, kcv=past.kcv, ceremony=past.ceremony, created_at=past.created_at, epoch=past.epoch
+        )
+        for _, past in sorted(history.master_keys.items())
+    ]
+    if list(bundle.master_keys) != told:
+        raise BundleInvalid("the MasterKeys are not those that the event log tells", subject="master_keys")
+
+
+def _protections(bundle: Bundle, chain: RosterChain, history: History, warrants: Warrants) -> dict[str, Manifest]:
+    """Check every manifest and every shard, and who authorised it."""
+    manifests: dict[str, Manifest] = {}
+    entries = {entry.signed.digest: entry for entry in bundle.protections}
+    told = sorted(history.protections.values(), key=lambda past: (past.master_key, past.said.epoch))
+    if [entry.signed.digest for entry in bundle.protections] != [past.said.digest for past in told]:
+        raise BundleInvalid("the protections are not those that the event log tells", subject="protections")
+    for found, past in history.protections.items():
+        place = f"protection {past.said.protection}"
+        with at(place):
+            manifests[found] = _manifest(entries[found], chain, past, place)
+            warrants.check_protection(manifests[found], past)
+    return manifests
+
+
+def _manifest(entry: BundleProtection, chain: RosterChain, past: ProtectionPast, place: str) -> Manifest:
+    if (entry.status, entry.destroy_after) != (past.status, past.destroy_after):
+        raise BundleInvalid(f"{place}: its status is not the one that the event log tells", subject=place)
+    if entry.signature != normal_signature(entry.signature):
+        raise BundleInvalid(f"{place}: its signature is not in the form that OpenSSH writes", subject=place)
+    parsed = Manifest.parse(entry.manifest.encode())
+    # A strongroom that was revoked later signed validly then; what serves now must stand by today's roster.
+    manifest = check_manifest(entry.signed, chain if past.status == "active" else as_of(chain, parsed.roster))
+    said = {name: getattr(manifest, name) for name in type(past.said).model_fields if name != "digest"}
+    if said != past.said.model_dump(exclude={"digest"}) or (manifest.ceremony, manifest.master_key) != (
+        past.ceremony,
+        past.master_key,
+    ):
+        raise BundleInvalid(f"{place}: the event log tells something else of its manifest", subject=place)
+    check_shards(entry, manifest, place)
+    return manifest
+
+
+def check_shards(entry: BundleProtection, manifest: Manifest, place: str) -> None:
+    """Check that a protection has exactly the wrapped keys and ciphertexts that its manifest describes.
+
+    Raises:
+        BundleInvalid: it has not; a destroyed one has none.
+    """
+    rows = () if entry.status == "destroyed" else manifest.shards
+    if len(entry.shards) != len(rows):
+        raise BundleInvalid(f"{place}: it has {len(entry.shards)} shards, not {len(rows)}", subject=place)
+    for row, shard in zip(entry.shards, rows, strict=True):
+        _check_shard(row, shard, f"{place}, shard {shard.binding.index}")
+
+
+def _check_shard(row: ShardRecord, shard: ManifestShard, place: str) -> None:
+    binding = shard.binding
+    where = (row.index, row.keystore, row.key_id, row.key_version)
+    if where != (binding.index, binding.keystore, binding.key_id, binding.key_version):
+        raise BundleInvalid(f"{place}: it lies elsewhere than its manifest says", subject=place)
+    wrapped, nonce, ciphertext = (decode64(text) for text in (row.wrapped_dek, row.nonce, row.ciphertext))
+    if any(encode64(decode64(text)) != text for text in (row.wrapped_dek, row.nonce, row.ciphertext)):
+        raise BundleInvalid(f"{place}: its base64 is not the only one of these bytes", subject=place)
+    if digest(wrapped) != binding.wrapped_hash:
+        raise BundleInvalid(f"{place}: the wrapped data key is not the one of the manifest", subject=place)
+    if len(nonce) != _NONCE_BYTES or digest(nonce + ciphertext) != shard.ciphertext_hash:
+        raise BundleInvalid(f"{place}: the ciphertext is not the one of the manifest", subject=place)
+
+
+def _summary(
+    entry: MasterKeyRecord, bundle: Bundle, manifests: dict[str, Manifest], history: History
+) -> MasterKeySummary:
+    ours = [
+        (found, manifests[found.signed.digest])
+        for found in bundle.protections
+        if manifests[found.signed.digest].master_key == entry.master_key
+    ]
+    stops = [stop for stop in history.stops.values() if stop.master_key == entry.master_key]
+    return MasterKeySummary(
+        name=entry.master_key,
+        kcv=entry.kcv,
+        epoch=entry.epoch,
+        protections=tuple(
+            ProtectionSummary(
+                purpose=manifest.purpose,
+                status=found.status,
+                epoch=manifest.epoch,
+                mode=manifest.mode,
+                threshold=manifest.threshold,
+                count=manifest.count,
+                manifest=found.signed.digest,
+            )
+            for found, manifest in ours
+        ),
+        stops=sum(stop.lifted_at is None for stop in stops),
+    )

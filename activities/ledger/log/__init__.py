@@ -1,0 +1,1 @@
+"""The event log: what an event is, what it changes, and what it says."""

@@ -1,0 +1,265 @@
+"""What the event log tells: MasterKeys, protections and their statuses, stops and ceremonies, replayed from it.
+
+The rows of the ledger say the same, or the ledger was altered. Only events whose keys begin with `ledger:` count
+here: no workflow can write those. The rules are those by which the ledger writes; a log that breaks one was never
+written by it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Literal
+
+from pydantic import ValidationError
+
+from activities.ledger.log.events import (
+    Body,
+    Closed,
+    Committed,
+    Destroyed,
+    Discarded,
+    Held,
+    Imported,
+    Lifted,
+    Opened,
+    PlanMade,
+    Retired,
+    RosterSeen,
+    Staged,
+    read_body,
+    wrong,
+)
+from activities.ledger.log.records import CeremonyAction, EventRecord, Outcome
+from workflows.contracts.names import parts_of
+from workflows.contracts.names import workflow_id as usual_workflow_id
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.errors import NotKnown
+
+_ACTION = re.compile(r"\.([a-z]+)\.[^.]+$")
+
+
+@dataclass(frozen=True)
+class CeremonyPast:
+    """A ceremony, as the log tells it; the phase is not in it."""
+
+    ceremony: str
+    master_key: str
+    action: CeremonyAction
+    workflow_id: str
+    opened_at: datetime
+    outcome: Outcome | Literal[""] = ""
+
+
+@dataclass(frozen=True)
+class ProtectionPast:
+    """A protection that was committed.
+
+    Attributes:
+        destroys_after: when the ciphertexts of what it replaced are due for destruction, if ever.
+        destroy_after: when its own are.
+    """
+
+    master_key: str
+    ceremony: str
+    said: Staged
+    committed: datetime
+    destroys_after: datetime | None = None
+    status: Literal["active", "retired", "destroyed"] = "active"
+    destroy_after: datetime | None = None
+
+
+@dataclass(frozen=True)
+class StopPast:
+    """A stop."""
+
+    master_key: str
+    ceremony: str
+    signed: Signed
+    ordered_at: datetime
+    lifted_at: datetime | None = None
+    lifted_by: str | None = None
+
+
+@dataclass(frozen=True)
+class MasterKeyPast:
+    """A MasterKey, with the highest epoch that was committed."""
+
+    name: str
+    kcv: str
+    ceremony: str
+    created_at: datetime
+    epoch: int
+
+
+@dataclass
+class History:
+    """What came of all events.
+
+    Attributes:
+        protections: the committed ones, by digest, in the order of their commits.
+        rosters: digests of the roster versions under which ceremonies began.
+        orders: for each retirement, destruction by order, and lift: its event and what it said.
+    """
+
+    ceremonies: dict[str, CeremonyPast] = field(default_factory=dict)
+    master_keys: dict[str, MasterKeyPast] = field(default_factory=dict)
+    protections: dict[str, ProtectionPast] = field(default_factory=dict)
+    stops: dict[str, StopPast] = field(default_factory=dict)
+    rosters: list[str] = field(default_factory=list)
+    orders: list[tuple[EventRecord, Retired | Destroyed | Lifted]] = field(default_factory=list)
+    staged: dict[str, tuple[str, Staged]] = field(default_factory=dict)
+
+
+def replay(events: Iterable[EventRecord]) -> History:
+    """What a log tells.
+
+    Raises:
+        BundleInvalid: naming the first event that no ledger would have written there.
+    """
+    history = History()
+    for event in events:
+        body = read_body(event)
+        if body is not None:
+            _take(history, event, body)
+        past = history.ceremonies.get(event.ceremony)
+        if past is not None and past.master_key != event.master_key:
+            raise wrong(event, f"its ceremony is about {past.master_key}")
+    return history
+
+
+def past_of(event: EventRecord, body: Opened) -> CeremonyPast:
+    """The ceremony that an event opened; what an older ledger did not say is what was usual."""
+    said = body.opened
+    if said is not None:
+        return CeremonyPast(event.ceremony, event.master_key, said.action, said.workflow_id, said.opened_at)
+    found = _ACTION.search(event.ceremony)
+    try:
+        usual = usual_workflow_id(event.ceremony)
+    except NotKnown:
+        usual = event.ceremony
+    try:
+        guessed = Opened.Said(workflow_id=usual, action=found.group(1) if found else "", opened_at=event.at)
+    except ValidationError:
+        raise wrong(event, "it does not say what the ceremony was for") from None
+    return past_of(event, Opened(opened=guessed))
+
+
+def _take(history: History, event: EventRecord, body: Body) -> None:
+    match body:
+        case Opened():
+            if event.ceremony in history.ceremonies:
+                raise wrong(event, "the ceremony was opened before")
+            past = past_of(event, body)
+            if parts_of(event.ceremony) not in (None, (past.master_key, past.action)):
+                raise wrong(event, "the ceremony is about something else than its id says")
+            history.ceremonies[event.ceremony] = past
+        case Imported() | Held():
+            return
+        case RosterSeen():
+            history.rosters.append(body.digest)
+        case PlanMade():
+            _ceremony(history, event)
+        case Discarded():
+            _ceremony(history, event)
+            for digest in body.discarded:
+                history.staged.pop(digest, None)
+        case Closed():
+            past = _ceremony(history, event)
+            if past.outcome or not body.outcome:
+                raise wrong(event, "the ceremony was over before")
+            history.ceremonies[event.ceremony] = replace(past, outcome=body.outcome)
+        case Committed():
+            _commit(history, event, body)
+        case Staged():
+            _ceremony(history, event)
+            history.staged[body.digest] = (event.ceremony, body)
+        case Destroyed():
+            _end(history, event, body, "retired", "destroyed")
+        case Retired():
+            _end(history, event, body, "active", "retired")
+        case Signed():
+            if event.master_key not in history.master_keys or body.digest in history.stops:
+                raise wrong(event, "the stop is of no MasterKey, or was ordered before")
+            past = _ceremony(history, event)
+            history.stops[body.digest] = StopPast(event.master_key, past.ceremony, body, event.at)
+        case Lifted():
+            _lift(history, event, body)
+
+
+def _commit(history: History, event: EventRecord, body: Committed) -> None:
+    past, staged = _ceremony(history, event), history.staged.get(body.digest)
+    same = Staged.model_validate(body.model_dump(include=set(Staged.model_fields)))
+    if staged != (event.ceremony, same) or body.digest in history.protections:
+        raise wrong(event, "it commits what was not staged")
+    known = history.master_keys.get(event.master_key)
+    if (known is None) != (past.action == "init"):
+        raise wrong(event, "only an init makes a MasterKey, and only once")
+    if known is not None and (known.kcv != body.kcv or known.epoch >= body.epoch):
+        raise wrong(event, "it commits another key check value, or an epoch that does not follow")
+    active = next(
+        (
+            found
+            for found in history.protections.values()
+            if (found.master_key, found.said.purpose, found.status) == (event.master_key, body.purpose, "active")
+        ),
+        None,
+    )
+    replaced = active.said.digest if active else None
+    if (body.predecessor, body.retired) != (replaced, replaced):
+        raise wrong(event, "it replaces another protection than the active one")
+    if active is not None:
+        ended = replace(active, status="retired", destroy_after=body.destroy_after)
+        history.protections[active.said.digest] = ended
+    elif body.destroy_after is not None:
+        raise wrong(event, "it says when to destroy what it does not replace")
+    history.protections[body.digest] = ProtectionPast(
+        event.master_key, event.ceremony, same, event.at, destroys_after=body.destroy_after
+    )
+    first = known or MasterKeyPast(event.master_key, body.kcv, event.ceremony, event.at, body.epoch)
+    history.master_keys[event.master_key] = replace(first, epoch=body.epoch)
+
+
+def _end(
+    history: History,
+    event: EventRecord,
+    body: Retired,
+    before: Literal["active", "retired"],
+    after: Literal["retired", "destroyed"],
+) -> None:
+    found = history.protections.get(body.digest)
+    if found is None or (found.status, found.master_key) != (before, event.master_key):
+        raise wrong(event, f"the protection was not {before}")
+    if (body.purpose, body.epoch) != (found.said.purpose, found.said.epoch):
+        raise wrong(event, "it speaks of another protection than its digest")
+    if isinstance(body, Destroyed) and not event.ceremony:
+        if body.scheduled is None or body.scheduled != found.destroy_after or event.at < body.scheduled:
+            raise wrong(event, "it was neither ordered nor due")
+    else:
+        _ceremony(history, event)
+        history.orders.append((event, body))
+    history.protections[body.digest] = replace(found, status=after)
+
+
+def _lift(history: History, event: EventRecord, body: Lifted) -> None:
+    _ceremony(history, event)
+    for stop in body.stops:
+        found = history.stops.get(stop)
+        if found is None:
+            continue  # Keystores remembered it, and that ledger did not; the quorum named it all the same.
+        if found.master_key != event.master_key:
+            raise wrong(event, "it lifts a stop of another MasterKey")
+        if found.lifted_at is None:
+            history.stops[stop] = replace(found, lifted_at=event.at, lifted_by=event.ceremony)
+    history.orders.append((event, body))
+
+
+def _ceremony(history: History, event: EventRecord) -> CeremonyPast:
+    past = history.ceremonies.get(event.ceremony)
+    if past is None or past.master_key != event.master_key:
+        raise wrong(event, "its ceremony was not opened, or is of another MasterKey")
+    if past.outcome and event.type != "staged-discarded":
+        raise wrong(event, "its ceremony was over")
+    return past

@@ -1,0 +1,1 @@
+"""Histories, code and event log compared."""

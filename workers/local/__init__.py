@@ -1,0 +1,1 @@
+"""Everything on one machine: the embedded stack, the demo, break glass."""

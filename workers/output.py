@@ -1,0 +1,83 @@
+"""How the command line speaks: words for people, or one JSON object for programs; errors in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.console import Console
+
+from workflows.contracts.trust.errors import MasterKeyError
+
+if TYPE_CHECKING:
+    from workers.config import Configuration
+
+T = TypeVar("T")
+
+
+@dataclass
+class Options:
+    """The options that every command has.
+
+    Attributes:
+        config: the configuration file.
+        json: print one JSON object on standard output, and nothing else there.
+    """
+
+    config: Path = Path("masterkey.toml")
+    json: bool = False
+    console: Console = field(default_factory=lambda: Console(soft_wrap=True, highlight=False))
+    errors: Console = field(default_factory=lambda: Console(stderr=True, soft_wrap=True, highlight=False))
+
+    def load(self) -> Configuration:
+        """The configuration; raises ConfigurationInvalid."""
+        from workers.config import Configuration
+
+        return Configuration.load(self.config)
+
+
+OPTIONS = Options()
+"""Set once by `main` from the command line."""
+
+
+def answer(data: dict[str, Any], text: Callable[[], None]) -> None:
+    """Give a command's result: as JSON, or by calling `text`, which prints it for people."""
+    if OPTIONS.json:
+        sys.stdout.write(json.dumps({"ok": True, **data}) + "\n")
+    else:
+        text()
+
+
+def plain(text: str) -> str:
+    """`text` without what could move a cursor or hide a word: an orchestrator is not trusted with a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def say(message: str) -> None:
+    """A line about what is going on: for people, and never on standard output when that is for JSON."""
+    (OPTIONS.errors if OPTIONS.json else OPTIONS.console).print(plain(message), markup=False)
+
+
+def refuse(error: MasterKeyError) -> None:
+    """Report an error: one line on standard error, and an object on standard output under `--json`."""
+    line = " ".join(error.diagnostics.split())
+    OPTIONS.errors.print(f"masterkey: {line}", markup=False)
+    if OPTIONS.json:
+        body = {
+            "ok": False,
+            "error": type(error).__name__,
+            "message": error.message,
+            "next_step": error.next_step,
+            "subject": error.subject,
+        }
+        sys.stdout.write(json.dumps(body) + "\n")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's asynchronous work."""
+    return asyncio.run(work)

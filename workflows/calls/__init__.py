@@ -1,0 +1,1 @@
+"""How workflows call keystores, sessions and each other: Temporal's plumbing only."""

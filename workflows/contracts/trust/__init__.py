@@ -1,0 +1,1 @@
+"""What every role verifies for itself: documents, signatures, roster and authority."""

@@ -1,0 +1,73 @@
+"""A ceremony that a custodian's stop ends: it verifies the order, ends, and tells the ceremony that sent it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from pydantic import ValidationError
+
+    from workflows.contracts import names
+    from workflows.contracts.trust.authority import check_stop
+    from workflows.contracts.trust.canonical import Signed
+    from workflows.contracts.trust.documents import Stop
+    from workflows.contracts.trust.errors import ApprovalInvalid, MasterKeyError, Stopped
+    from workflows.contracts.trust.roster import Roster
+
+from workflows.steps.ceremony import Ceremony
+
+
+class Stoppable(Ceremony):
+    """What a release needs to hear of a stop. The ledger refuses ceremonies that begin after it."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._roster: Roster | None = None
+        self._stops: list[Signed] = []
+        self._heeded: dict[str, Stop] = {}
+
+    @workflow.signal(name="stop")
+    def stop(self, signed: Any = None, *extra: Any) -> None:
+        """A custodian's signed stop; anything else is counted and ignored."""
+        try:
+            self._stops.append(Signed.model_validate(signed))
+        except ValidationError:
+            self._refuse(ApprovalInvalid("a stop has the text fields `document` and `signature`"))
+            return
+        self._heed()
+
+    def know_roster(self, roster: Roster) -> None:
+        """Take the roster by which stops are judged; those that came before are judged now."""
+        self._roster = roster
+        self._heed()
+
+    def _heed(self) -> None:
+        if self._roster is None:
+            return
+        stops, self._stops = self._stops, []
+        for signed in stops:
+            try:
+                stop, who = check_stop(self._roster, signed, self.now())
+                if stop.master_key != self.master_key:
+                    raise ApprovalInvalid("the stop is of another MasterKey")
+            except MasterKeyError as error:
+                self._refuse(error)
+                continue
+            if signed.digest in self._heeded:
+                continue
+            self._heeded[signed.digest] = stop
+            # Two custodians may stop it at the same moment.
+            key = f"stopped.{signed.digest[7:19]}"
+            self.event(key, "stop-heeded", document=signed.document, signature=signed.signature)
+            self.interrupt(Stopped(f"{who} ordered to stop serving {self.master_key} ({stop.reason or 'no reason'})"))
+
+    async def acknowledge_stop(self) -> None:
+        """Tell the ceremonies that sent a stop that this one has ended; one may be over, and need not know any more."""
+        for stop in self._heeded.values():
+            try:
+                order = workflow.get_external_workflow_handle(names.workflow_id(stop.ceremony))
+                await order.signal("acknowledge", {"workflow": workflow.info().workflow_id})
+            except Exception as error:  # noqa: BLE001 - whatever keeps the signal from arriving
+                workflow.logger.info("the stop's own ceremony did not hear that this one has ended: %s", error)

@@ -1,0 +1,72 @@
+"""`CollectWorkflow`, on a schedule: what nobody needs any more. `SurveyWorkflow`: what keystore workers remember."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError
+
+with workflow.unsafe.imports_passed_through():
+    from workflows.calls.failures import as_failure, from_failure
+    from workflows.contracts import names
+    from workflows.contracts.messages import (
+        Collect,
+        Collected,
+        CollectRequest,
+        ReportState,
+        SurveyRequest,
+        SurveyResult,
+    )
+    from workflows.contracts.trust.canonical import Signed
+    from workflows.contracts.trust.errors import MasterKeyError
+
+from workflows.calls.concurrency import gather
+from workflows.calls.keystores import call_keystore
+
+_PATIENCE = timedelta(seconds=15)
+
+
+@workflow.defn
+class CollectWorkflow:
+    """Staged leftovers of ceremonies that are over, and retired protections whose time has come."""
+
+    @workflow.run
+    async def run(self, request: CollectRequest) -> Collected:
+        """Collect, and say what was collected."""
+        older_than = workflow.now().replace(microsecond=0) - timedelta(seconds=request.grace_seconds)
+        try:
+            collected: Collected = await workflow.execute_activity(
+                names.COLLECT,
+                Collect(older_than=older_than),
+                result_type=Collected,
+                start_to_close_timeout=timedelta(seconds=60),
+                schedule_to_close_timeout=timedelta(minutes=30),
+                retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=60)),
+            )
+        except ActivityError as error:
+            raise as_failure(from_failure(error)) from None
+        return collected
+
+
+@workflow.defn
+class SurveyWorkflow:
+    """What keystore workers remember, in their own signed words; the caller verifies them."""
+
+    @workflow.run
+    async def run(self, request: SurveyRequest) -> SurveyResult:
+        """Ask all at once."""
+
+        async def ask(name: str) -> Signed | None:
+            asked = ReportState(keystore=name, nonce=request.nonce)
+            try:
+                return await call_keystore(names.REPORT_STATE, name, asked, Signed, patience=_PATIENCE, attempts=2)
+            except MasterKeyError as error:
+                workflow.logger.info("%s did not say what it remembers: %s", name, error.message)
+                return None
+
+        found = await gather([ask(name) for name in request.keystores])
+        answered = tuple(signed for signed in found if signed is not None)
+        silent = tuple(name for name, signed in zip(request.keystores, found, strict=True) if signed is None)
+        return SurveyResult(statements=answered, silent=silent)
