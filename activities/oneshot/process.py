@@ -22,6 +22,7 @@ from multiprocessing import get_context, reduction
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 
+from activities.oneshot.installed import run_only_installed_code
 from workflows.contracts.trust.errors import BY_NAME, MasterKeyError, SessionLost
 
 _MAXIMUM_FRAME = 16 * 1024 * 1024
@@ -200,6 +201,7 @@ class Pool:
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="one-shot")
         self._warned = False
         self._closed = False
+        run_only_installed_code()
         # A child imports `__main__` again unless it cannot tell what that is: half a second for a CLI.
         main = sys.modules["__main__"]
         main.__spec__ = None

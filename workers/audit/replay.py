@@ -28,6 +28,7 @@ from temporalio.bridge.proto.workflow_completion import WorkflowActivationComple
 from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer, WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
 
+from activities.oneshot.installed import python
 from workers import roles
 from workers.connection import DATA_CONVERTER
 from workflows.contracts.names import ORCHESTRATOR_QUEUE
@@ -112,8 +113,9 @@ async def in_a_process(history: WorkflowHistory, *, whole: bool = True) -> list[
     """
     limit = _LIMIT_SECONDS + _SECONDS_PER_EVENT * len(history.events)
     told = json.dumps({"workflow_id": history.workflow_id, "whole": whole, "history": history.to_json()})
-    command = [sys.executable, "-m", "workers.audit.replay"]
-    process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *python("workers.audit.replay"), stdin=PIPE, stdout=PIPE, stderr=PIPE
+    )
     try:
         out, said = await asyncio.wait_for(process.communicate(told.encode()), limit)
     except TimeoutError:

@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from activities.oneshot.installed import run_only_installed_code
 from workers.cli import (
     audit,
     bundle,
@@ -97,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for library in ("alembic", "azure", "botocore", "google", "urllib3"):
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
+        run_only_installed_code()
         app(args=hoist(sys.argv[1:] if arguments is None else arguments), prog_name="masterkey")
     except MasterKeyError as error:
         refuse(error)

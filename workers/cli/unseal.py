@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from activities.oneshot.installed import environment_of_others
 from workers.cli.progress import live
 from workers.output import OPTIONS, answer, run, say
 from workflows.contracts.trust.errors import ConfigurationInvalid, NotKnown, SessionLost
@@ -142,7 +143,7 @@ async def _hand_over(
         await _deliver(process, handover, writing)
         os.close(writing)
         writing = -1
-        environment = {**os.environ, DESCRIPTOR_VARIABLE: str(reading)}
+        environment = {**environment_of_others(), DESCRIPTOR_VARIABLE: str(reading)}
         try:
             # Standard output belongs to the JSON answer under --json.
             return subprocess.Popen(  # noqa: S603, ASYNC220 - the operator's own command, without a shell

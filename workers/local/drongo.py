@@ -6,9 +6,9 @@ looks at no checksum that it is sent. `deploy.emulators.fault_proxy` adds those 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+from activities.oneshot.installed import python
 from workers.local.process import Service, ServiceFailed, free_port, port_answers, start_service
 
 KEY_RING = "projects/masterkey/locations/europe-west6/keyRings/embedded"
@@ -24,7 +24,7 @@ def start_drongo(folder: Path, port: int = 0) -> Service:
     port = port or free_port()
     return start_service(
         "drongo",
-        [sys.executable, "-m", "drongo.cli", "server", "--host", "127.0.0.1", "--port", str(port)],
+        python("drongo.cli", "server", "--host", "127.0.0.1", "--port", str(port)),
         log=folder / "drongo.log",
         ready=lambda: port_answers(port),
         endpoint=f"http://127.0.0.1:{port}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import ssl
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from activities.oneshot.installed import python
 from workers.local.process import Service, ServiceFailed, free_port, port_answers, start_service
 
 _API_VERSION = "2025-07-01"
@@ -112,7 +112,7 @@ def start_key_vault(
     words = ["--port", str(port), "--folder", str(folder), "--flavour", flavour, "--vault-url", url or endpoint]
     service = start_service(
         "Key Vault",
-        [sys.executable, "-m", "deploy.emulators.key_vault", *words, *(["--state", str(state)] if state else [])],
+        [*python("deploy.emulators.key_vault", *words), *(["--state", str(state)] if state else [])],
         log=folder / "key-vault.log",
         ready=lambda: port_answers(port),
         endpoint=endpoint,

@@ -5,10 +5,10 @@ It knows no key states, quotas or policies when it encrypts; `deploy.emulators.f
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from activities.oneshot.installed import python
 from workers.local.process import Service, free_port, port_answers, start_service
 
 REGION = "eu-central-1"
@@ -27,7 +27,7 @@ def start_moto(folder: Path, port: int = 0) -> Service:
     port = port or free_port()
     return start_service(
         "moto",
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        python("moto.server", "-H", "127.0.0.1", "-p", str(port)),
         log=folder / "moto.log",
         ready=lambda: port_answers(port),
         endpoint=f"http://127.0.0.1:{port}",

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from activities.oneshot.installed import python
 from workers.local.process import ServiceFailed
 from workflows.contracts.trust.errors import ConfigurationInvalid
 
@@ -141,8 +142,8 @@ def _initialise(words: list[str], env: Mapping[str, str]) -> int:
 
 def _run(task: Mapping[str, object], env: Mapping[str, str]) -> dict[str, Any]:
     """Have a task done in a process of its own, that hears of it, and of the PIN in it, by its standard input."""
-    done = subprocess.run(
-        [sys.executable, "-m", "workers.local.softhsm"],
+    done = subprocess.run(  # noqa: S603 - our own module
+        python("workers.local.softhsm"),
         input=json.dumps(task),
         env={**os.environ, **env},
         capture_output=True,

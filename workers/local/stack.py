@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from activities.identity import generate_identity
+from activities.oneshot.installed import python
 from workers.local.process import Service, ServiceFailed, launch_service, wait_until_ready
 from workers.local.temporal import start_temporal
 from workers.roles import READY
@@ -222,7 +222,7 @@ class Stack:
         )
 
 
-COMMAND = (sys.executable, "-m", "workers.cli")
+COMMAND = tuple(python("workers.cli"))
 
 
 def to_toml(tables: Mapping[str, Any], prefix: str = "") -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from activities.oneshot.installed import python
 from workers.local.components import SPARE, component_keystores
 from workers.local.process import ServiceFailed
 from workers.local.stack import CUSTODIANS, Stack
@@ -130,10 +131,7 @@ class Tour:
             name,
             "--exec",
             "--",
-            sys.executable,
-            "-m",
-            "workers.local.leaks",
-            name,
+            *python("workers.local.leaks", name),
             str(self.stack.folder),
             str(said),
             str(self._outside / "go"),
