@@ -203,14 +203,22 @@ class Configuration(BaseSettings):
             ConfigurationInvalid: the SDK of a place is not installed.
         """
         # Here and not above: only the orchestrator writes bundles.
-        from activities.ledger.bundle.places import Folder, open_bucket
+        from activities.ledger.bundle.places import Folder
 
         section = self.bundle
         places: list[Place] = []
         if section is not None and section.directory is not None:
             places.append(Folder(self.path(section.directory), section.keep))
         if section is not None and section.s3 is not None:
-            places.append(open_bucket(section.s3, endpoint=section.endpoint, region=section.region, keep=section.keep))
+            try:
+                # Here and not above: whoever keeps bundles in a folder needs no SDK.
+                from activities.ledger.bundle.bucket import Bucket
+            except ModuleNotFoundError as error:
+                raise ConfigurationInvalid(
+                    f"bundles in {section.s3} need the Python package {error.name}, which is not installed",
+                    next_step="install openkcm-masterkey[s3]",
+                ) from None
+            places.append(Bucket.open(section.s3, endpoint=section.endpoint, region=section.region, keep=section.keep))
         return tuple(places)
 
     def need_strongroom(self) -> StrongroomSection:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import boto3
 import pytest
 
-from activities.ledger.bundle.places import Folder, Place, file_name, open_bucket, surplus, write_everywhere
+from activities.ledger.bundle.bucket import Bucket
+from activities.ledger.bundle.places import Folder, Place, file_name, surplus, write_everywhere
 from workers.local.moto import CREDENTIALS, REGION, start_moto
 from workers.local.process import Service
 from workflows.contracts.trust.canonical import digest
@@ -116,7 +117,7 @@ def client(service: Service):  # type: ignore[no-untyped-def]
 
 
 def opened(url: str, endpoint: str, keep: int | None = None) -> Place:
-    return open_bucket(url, endpoint=endpoint, region=REGION, keep=keep)
+    return Bucket.open(url, endpoint=endpoint, region=REGION, keep=keep)
 
 
 @pytest.mark.parametrize(("url", "prefix"), [("s3://bundles", ""), ("s3://bundles/eu/prod/", "eu/prod/")])

@@ -1,4 +1,4 @@
-"""Places where bundles are kept: a folder, or an S3-compatible bucket. One bundle is one file.
+"""Places where bundles are kept, and the folder among them (see `bucket` for the other). One bundle is one file.
 
 A file is there whole or not at all. Its name tells how long its event log is, so that the newest is the last.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from workflows.contracts.trust.errors import BundleUnavailable, ConfigurationInvalid
+from workflows.contracts.trust.errors import BundleUnavailable
 from workflows.contracts.trust.import_approval import BundleHead
 
 _NAME = re.compile(r"^masterkey-([0-9]{6,})-[0-9a-f]{12}\.json$")
@@ -69,23 +69,6 @@ def write_everywhere(places: Sequence[Place], name: str, data: bytes) -> tuple[s
             "; ".join(error.message for error in failed), next_step=failed[0].next_step, subject=failed[0].subject
         )
     return tuple(written)
-
-
-def open_bucket(url: str, *, endpoint: str | None, region: str | None, keep: int | None) -> Place:
-    """A place in a bucket, `s3://BUCKET/PREFIX`.
-
-    Raises:
-        ConfigurationInvalid: the SDK is not installed.
-    """
-    try:
-        # Here and not above: whoever keeps bundles in a folder needs no SDK.
-        from activities.ledger.bundle.bucket import Bucket
-    except ModuleNotFoundError as error:
-        raise ConfigurationInvalid(
-            f"bundles in {url} need the Python package {error.name}, which is not installed",
-            next_step="install openkcm-masterkey[s3]",
-        ) from None
-    return Bucket.open(url, endpoint=endpoint, region=region, keep=keep)
 
 
 @dataclass(frozen=True)
