@@ -22,7 +22,6 @@ from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
 from temporalio.worker import Worker
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from activities.identity import check_private
 from activities.keystores.activities import TARGET as KEYSTORE_TARGET
@@ -34,58 +33,17 @@ from activities.strongroom.activities import StrongroomActivities
 from workers.client import ceremonies as ceremony_client
 from workers.config import Configuration
 from workers.connection import connect
+from workflows.catalogue import WORKFLOWS, sandbox
 from workflows.contracts import names
 from workflows.contracts.trust.errors import ConfigurationInvalid
 from workflows.contracts.trust.signatures import fingerprint
-from workflows.drill import DrillWorkflow
-from workflows.init import InitWorkflow
-from workflows.order import OrderWorkflow
-from workflows.recover import DisasterRecoveryWorkflow
-from workflows.report import ReportWorkflow
-from workflows.reshard import ReshardWorkflow
-from workflows.seal import HoldWorkflow, SealWorkflow
-from workflows.unseal import UnsealWorkflow
-from workflows.upkeep import CollectWorkflow, SurveyWorkflow
 
-WORKFLOWS = (
-    InitWorkflow,
-    UnsealWorkflow,
-    SealWorkflow,
-    HoldWorkflow,
-    OrderWorkflow,
-    ReshardWorkflow,
-    DisasterRecoveryWorkflow,
-    DrillWorkflow,
-    CollectWorkflow,
-    SurveyWorkflow,
-    ReportWorkflow,
-)
-PASSED_THROUGH = (
-    "annotated_types",
-    "cryptography",
-    "pydantic",
-    "pydantic_core",
-    "rfc8785",
-    "sshsig",
-    "workflows.calls",
-    "workflows.contracts",
-    "workflows.steps",
-)
-"""Modules that the workflow sandbox shares with the process: pure, and costly or impossible to import again.
-
-It imports the rest, the modules of the workflows themselves, anew for every run.
-"""
 READY = "masterkey worker is ready:"
 _GRACE = timedelta(seconds=10)
 _THROTTLE = timedelta(milliseconds=500)
 _SPARES = 1
 _SLOTS, _SESSION_SLOTS = 64, 2000
 _log = logging.getLogger(__name__)
-
-
-def sandbox() -> SandboxedWorkflowRunner:
-    """The sandbox in which workflow code runs."""
-    return SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*PASSED_THROUGH))
 
 
 async def run_orchestrator(configuration: Configuration) -> None:

@@ -13,23 +13,21 @@ from typing import Any
 
 from temporalio import workflow
 
-with workflow.unsafe.imports_passed_through():
-    from workflows.contracts import names
-    from workflows.contracts.messages import (
-        CheckDataKey,
-        DrillRequest,
-        DrillResult,
-        ProtectionHealth,
-        ShardHealth,
-        StoredProtection,
-        StoredShard,
-    )
-    from workflows.contracts.trust.canonical import Signed, decode64, digest
-    from workflows.contracts.trust.documents import Manifest
-    from workflows.contracts.trust.errors import CiphertextInvalid, KeystoreUnavailable, MasterKeyError
-    from workflows.contracts.trust.roster import Roster
-
 from workflows.calls.concurrency import gather
+from workflows.contracts import names
+from workflows.contracts.messages import (
+    CheckDataKey,
+    DrillRequest,
+    DrillResult,
+    ProtectionHealth,
+    ShardHealth,
+    StoredProtection,
+    StoredShard,
+)
+from workflows.contracts.trust.canonical import Signed, decode64, digest
+from workflows.contracts.trust.documents import Manifest
+from workflows.contracts.trust.errors import CiphertextInvalid, KeystoreUnavailable, MasterKeyError
+from workflows.contracts.trust.roster import Roster
 from workflows.steps.protect import Protecting
 from workflows.steps.prove import prove_data_key
 

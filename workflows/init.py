@@ -11,21 +11,19 @@ from datetime import timedelta
 
 from temporalio import workflow
 
-with workflow.unsafe.imports_passed_through():
-    from workflows.contracts import names
-    from workflows.contracts.messages import (
-        InitRequest,
-        InitResult,
-        Protect,
-        SessionOpened,
-        StoredProtection,
-    )
-    from workflows.contracts.trust.canonical import Signed
-    from workflows.contracts.trust.documents import Manifest, Plan, Target
-    from workflows.contracts.trust.errors import KeystoreError, SessionLost
-    from workflows.contracts.trust.roster import Roster, Strongroom
-
 from workflows.calls.sessions import use_session, with_session
+from workflows.contracts import names
+from workflows.contracts.messages import (
+    InitRequest,
+    InitResult,
+    Protect,
+    SessionOpened,
+    StoredProtection,
+)
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.documents import Manifest, Plan, Target
+from workflows.contracts.trust.errors import KeystoreError, SessionLost
+from workflows.contracts.trust.roster import Roster, Strongroom
 from workflows.steps.protect import Protecting, Topology, choose_strongroom
 from workflows.steps.quorum import Quorum
 

@@ -9,24 +9,22 @@ from datetime import timedelta
 
 from temporalio import workflow
 
-with workflow.unsafe.imports_passed_through():
-    from workflows.contracts import names
-    from workflows.contracts.messages import (
-        Begun,
-        ExecuteOrder,
-        KeystoreTold,
-        NoteOrder,
-        OrderRequest,
-        OrderResult,
-        ReportState,
-    )
-    from workflows.contracts.trust.canonical import Signed, digest
-    from workflows.contracts.trust.documents import KeystoreState, Manifest, Plan
-    from workflows.contracts.trust.errors import MasterKeyError, PlanInvalid
-    from workflows.contracts.trust.roster import Roster
-
 from workflows.calls.concurrency import gather
 from workflows.calls.keystores import call_keystore
+from workflows.contracts import names
+from workflows.contracts.messages import (
+    Begun,
+    ExecuteOrder,
+    KeystoreTold,
+    NoteOrder,
+    OrderRequest,
+    OrderResult,
+    ReportState,
+)
+from workflows.contracts.trust.canonical import Signed, digest
+from workflows.contracts.trust.documents import KeystoreState, Manifest, Plan
+from workflows.contracts.trust.errors import MasterKeyError, PlanInvalid
+from workflows.contracts.trust.roster import Roster
 from workflows.steps.notify import keys_of, tell_keystores
 from workflows.steps.open import source_of
 from workflows.steps.protect import Protecting, choose_strongroom, read_statement

@@ -11,33 +11,30 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from pydantic import ValidationError
 from temporalio import workflow
 
-with workflow.unsafe.imports_passed_through():
-    from pydantic import ValidationError
-
-    from workflows.calls.failures import as_failure
-    from workflows.contracts.messages import (
-        Begun,
-        ChangedPlan,
-        KeystoreHealth,
-        RecoverRequest,
-        ReshardResult,
-    )
-    from workflows.contracts.trust.documents import Plan
-    from workflows.contracts.trust.errors import (
-        ApprovalInvalid,
-        CeremonyEnded,
-        KeystoreUnavailable,
-        MasterKeyError,
-        NotKnown,
-        PlanInvalid,
-        QuorumUnreachable,
-        Stopped,
-    )
-    from workflows.contracts.trust.roster import Roster, Strongroom
-
 from workflows.calls.concurrency import gather
+from workflows.calls.failures import as_failure
+from workflows.contracts.messages import (
+    Begun,
+    ChangedPlan,
+    KeystoreHealth,
+    RecoverRequest,
+    ReshardResult,
+)
+from workflows.contracts.trust.documents import Plan
+from workflows.contracts.trust.errors import (
+    ApprovalInvalid,
+    CeremonyEnded,
+    KeystoreUnavailable,
+    MasterKeyError,
+    NotKnown,
+    PlanInvalid,
+    QuorumUnreachable,
+    Stopped,
+)
+from workflows.contracts.trust.roster import Roster, Strongroom
 from workflows.steps.assess import GONE, LOST, USABLE, Assessment
 from workflows.steps.open import source_of
 from workflows.steps.propose import best_source, propose

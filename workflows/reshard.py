@@ -11,11 +11,9 @@ from datetime import timedelta
 
 from temporalio import workflow
 
-with workflow.unsafe.imports_passed_through():
-    from workflows.contracts.messages import ReshardRequest, ReshardResult
-    from workflows.contracts.trust.documents import Plan
-    from workflows.contracts.trust.roster import Roster
-
+from workflows.contracts.messages import ReshardRequest, ReshardResult
+from workflows.contracts.trust.documents import Plan
+from workflows.contracts.trust.roster import Roster
 from workflows.steps.open import source_of
 from workflows.steps.protect import Topology, choose_strongroom
 from workflows.steps.replace import Resharding, by_purpose, choose_source

@@ -12,31 +12,28 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
+from pydantic import ValidationError
 from temporalio import workflow
 
-with workflow.unsafe.imports_passed_through():
-    from pydantic import ValidationError
-
-    from workflows.calls.failures import as_failure
-    from workflows.contracts import names
-    from workflows.contracts.messages import (
-        HolderTold,
-        HoldingRecorded,
-        HoldRequest,
-        HoldResult,
-        RecordHolding,
-        SealRequest,
-        SealResult,
-        StopServing,
-    )
-    from workflows.contracts.trust.authority import check_stop
-    from workflows.contracts.trust.canonical import Signed
-    from workflows.contracts.trust.documents import Ended
-    from workflows.contracts.trust.errors import ApprovalInvalid, MasterKeyError
-    from workflows.contracts.trust.roster import Roster
-    from workflows.contracts.trust.signatures import open_signed
-
 from workflows.calls.concurrency import gather
+from workflows.calls.failures import as_failure
+from workflows.contracts import names
+from workflows.contracts.messages import (
+    HolderTold,
+    HoldingRecorded,
+    HoldRequest,
+    HoldResult,
+    RecordHolding,
+    SealRequest,
+    SealResult,
+    StopServing,
+)
+from workflows.contracts.trust.authority import check_stop
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.documents import Ended
+from workflows.contracts.trust.errors import ApprovalInvalid, MasterKeyError
+from workflows.contracts.trust.roster import Roster
+from workflows.contracts.trust.signatures import open_signed
 from workflows.steps.ceremony import Ceremony
 from workflows.steps.notify import keys_of, tell_keystores
 from workflows.steps.protect import Protecting

@@ -10,22 +10,20 @@ from datetime import timedelta
 
 from temporalio import workflow
 
-with workflow.unsafe.imports_passed_through():
-    from workflows.contracts import names
-    from workflows.contracts.messages import (
-        Delivered,
-        Release,
-        SessionOpened,
-        StoredProtection,
-        UnsealRequest,
-        UnsealResult,
-    )
-    from workflows.contracts.trust.authority import check_request, custodians_of
-    from workflows.contracts.trust.documents import Manifest, Plan, PlanRecipient, RecipientRequest
-    from workflows.contracts.trust.errors import ApprovalInvalid
-    from workflows.contracts.trust.roster import Roster
-
 from workflows.calls.sessions import use_session
+from workflows.contracts import names
+from workflows.contracts.messages import (
+    Delivered,
+    Release,
+    SessionOpened,
+    StoredProtection,
+    UnsealRequest,
+    UnsealResult,
+)
+from workflows.contracts.trust.authority import check_request, custodians_of
+from workflows.contracts.trust.documents import Manifest, Plan, PlanRecipient, RecipientRequest
+from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.roster import Roster
 from workflows.steps.ceremony import parse_request
 from workflows.steps.open import Opening, source_of
 from workflows.steps.quorum import Quorum

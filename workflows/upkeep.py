@@ -1,4 +1,8 @@
-"""`CollectWorkflow`, on a schedule: what nobody needs any more. `SurveyWorkflow`: what keystore workers remember."""
+"""Short workflows that nobody waits for: one clears away, two look.
+
+`CollectWorkflow`, on a schedule: what nobody needs any more. `SurveyWorkflow`: what keystore workers remember.
+`ReportWorkflow`: what the ledger says, for whoever has Temporal but no database.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +12,22 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError
 
-with workflow.unsafe.imports_passed_through():
-    from workflows.calls.failures import as_failure, from_failure
-    from workflows.contracts import names
-    from workflows.contracts.messages import (
-        Collect,
-        Collected,
-        CollectRequest,
-        ReportState,
-        SurveyRequest,
-        SurveyResult,
-    )
-    from workflows.contracts.trust.canonical import Signed
-    from workflows.contracts.trust.errors import MasterKeyError
-
 from workflows.calls.concurrency import gather
+from workflows.calls.failures import as_failure, from_failure
 from workflows.calls.keystores import call_keystore
+from workflows.contracts import names
+from workflows.contracts.messages import (
+    Collect,
+    Collected,
+    CollectRequest,
+    Report,
+    ReportRequest,
+    ReportState,
+    SurveyRequest,
+    SurveyResult,
+)
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.errors import MasterKeyError
 
 _PATIENCE = timedelta(seconds=15)
 
@@ -70,3 +74,25 @@ class SurveyWorkflow:
         answered = tuple(signed for signed in found if signed is not None)
         silent = tuple(name for name, signed in zip(request.keystores, found, strict=True) if signed is None)
         return SurveyResult(statements=answered, silent=silent)
+
+
+@workflow.defn
+class ReportWorkflow:
+    """One read of the ledger; it changes nothing."""
+
+    @workflow.run
+    async def run(self, request: ReportRequest) -> Report:
+        """Read and return; the caller verifies the manifests in it."""
+        try:
+            report: Report = await workflow.execute_activity(
+                names.READ_REPORT,
+                request,
+                result_type=Report,
+                start_to_close_timeout=timedelta(seconds=10),
+                schedule_to_close_timeout=timedelta(seconds=20),
+                retry_policy=RetryPolicy(maximum_attempts=3),
+            )
+        except ActivityError as error:
+            # As one of our errors, so that a corrupt ledger is told from one that does not answer.
+            raise as_failure(from_failure(error)) from None
+        return report

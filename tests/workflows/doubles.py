@@ -19,7 +19,7 @@ from temporalio.worker import Worker
 
 from tests.workflows.people import Handle
 from tests.world import CUSTODIAN_OF, KEYSTORES, World
-from workers import roles
+from workflows import catalogue
 from workflows.calls.failures import as_failure
 from workflows.contracts import names
 from workflows.contracts.messages import (
@@ -382,9 +382,9 @@ class Doubles:
             Worker(
                 client,
                 task_queue=names.ORCHESTRATOR_QUEUE,
-                workflows=roles.WORKFLOWS,
+                workflows=catalogue.WORKFLOWS,
                 activities=ledger,
-                workflow_runner=roles.sandbox(),
+                workflow_runner=catalogue.sandbox(),
             ),
             Worker(client, task_queue=names.strongroom_queue("vault"), activities=[self.open_session]),
             Worker(client, task_queue=SESSIONS, activities=[self.hold, self.release, self.reshard]),

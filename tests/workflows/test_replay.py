@@ -16,8 +16,8 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
 from tests.workflows.record_histories import FOLDER, load
-from workers import roles
 from workers.audit.replay import audit
+from workflows import catalogue
 from workflows.contracts import names
 
 HISTORIES = sorted(FOLDER.glob("*.json"))
@@ -45,7 +45,7 @@ def named(name: str) -> WorkflowHistory:
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
 async def test_every_recorded_history_replays(path: Path) -> None:
     replayer = Replayer(
-        workflows=roles.WORKFLOWS, workflow_runner=roles.sandbox(), data_converter=pydantic_data_converter
+        workflows=catalogue.WORKFLOWS, workflow_runner=catalogue.sandbox(), data_converter=pydantic_data_converter
     )
     await replayer.replay_workflow(load(path))
 
@@ -58,7 +58,7 @@ async def test_every_command_of_a_recorded_history_is_issued_again_to_the_byte(p
 def test_every_workflow_and_every_kind_of_end_was_recorded() -> None:
     whole = [load(path) for path in HISTORIES]
     started = {one.events[0].workflow_execution_started_event_attributes.workflow_type.name for one in whole}
-    assert started == {workflow.__name__ for workflow in roles.WORKFLOWS}
+    assert started == {workflow.__name__ for workflow in catalogue.WORKFLOWS}
     ends = {EventType.Name(one.events[-1].event_type).rpartition("_")[2] for one in whole}
     assert ends == {"COMPLETED", "FAILED", "CANCELED"}
 
@@ -296,7 +296,7 @@ async def test_the_replayer_alone_notices_far_less() -> None:
     accepted = 0
     for _, history in altered(whole, {"ACTIVITY_TASK_SCHEDULED": (_input, _time_out, _attempts)}):
         replayer = Replayer(
-            workflows=roles.WORKFLOWS, workflow_runner=roles.sandbox(), data_converter=pydantic_data_converter
+            workflows=catalogue.WORKFLOWS, workflow_runner=catalogue.sandbox(), data_converter=pydantic_data_converter
         )
         replayed = await replayer.replay_workflow(history, raise_on_replay_failure=False)
         accepted += replayed.replay_failure is None

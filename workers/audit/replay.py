@@ -29,8 +29,8 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer, WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
 
 from activities.oneshot.installed import python
-from workers import roles
 from workers.connection import DATA_CONVERTER
+from workflows import catalogue
 from workflows.contracts.names import ORCHESTRATOR_QUEUE
 
 Commands = list[WorkflowCommand]
@@ -70,7 +70,7 @@ class _Recorder(WorkflowRunner):
     """Production's sandbox, and a copy of every command that leaves it."""
 
     def __init__(self) -> None:
-        self._sandbox = roles.sandbox()
+        self._sandbox = catalogue.sandbox()
         self.commands: Commands = []
 
     def prepare_workflow(self, defn: Any) -> None:
@@ -94,7 +94,7 @@ async def audit(history: WorkflowHistory, *, whole: bool = True) -> list[str]:
     if ends(history) != whole:
         return [f"the history {'does not end' if whole else 'ends'} with the workflow's own end"]
     recorder = _Recorder()
-    replayer = Replayer(workflows=roles.WORKFLOWS, workflow_runner=recorder, data_converter=DATA_CONVERTER)
+    replayer = Replayer(workflows=catalogue.WORKFLOWS, workflow_runner=recorder, data_converter=DATA_CONVERTER)
     replayed = await replayer.replay_workflow(history, raise_on_replay_failure=False)
     if replayed.replay_failure is not None:
         return [f"the code does not replay: {str(replayed.replay_failure)[:300]}"]

@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 from temporalio import workflow
 from temporalio.common import RawValue
 
-with workflow.unsafe.imports_passed_through():
-    from workflows.contracts.trust.canonical import Message
+from workflows.contracts.trust.canonical import Message
 
 M = TypeVar("M", bound=Message)
 

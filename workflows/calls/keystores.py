@@ -11,14 +11,12 @@ from temporalio import workflow
 from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError
 
-with workflow.unsafe.imports_passed_through():
-    from workflows.calls.failures import from_failure
-    from workflows.contracts import names
-    from workflows.contracts.messages import DekAnswer
-    from workflows.contracts.trust.canonical import Message
-    from workflows.contracts.trust.errors import KeystoreUnavailable, MasterKeyError
-
 from workflows.calls.answers import read_answer
+from workflows.calls.failures import from_failure
+from workflows.contracts import names
+from workflows.contracts.messages import DekAnswer
+from workflows.contracts.trust.canonical import Message
+from workflows.contracts.trust.errors import KeystoreUnavailable, MasterKeyError
 
 M = TypeVar("M", bound=Message)
 

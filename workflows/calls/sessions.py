@@ -16,16 +16,14 @@ from temporalio import workflow
 from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError
 
-with workflow.unsafe.imports_passed_through():
-    from workflows.calls.failures import from_failure
-    from workflows.contracts import names
-    from workflows.contracts.messages import HoldSession, OpenSession, SessionOpened
-    from workflows.contracts.trust.authority import SESSION_LIFETIME
-    from workflows.contracts.trust.canonical import Message
-    from workflows.contracts.trust.documents import Plan, Work
-    from workflows.contracts.trust.errors import SessionLost
-
 from workflows.calls.answers import read_answer
+from workflows.calls.failures import from_failure
+from workflows.contracts import names
+from workflows.contracts.messages import HoldSession, OpenSession, SessionOpened
+from workflows.contracts.trust.authority import SESSION_LIFETIME
+from workflows.contracts.trust.canonical import Message
+from workflows.contracts.trust.documents import Plan, Work
+from workflows.contracts.trust.errors import SessionLost
 
 R = TypeVar("R")
 M = TypeVar("M", bound=Message)

@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from temporalio import workflow
-
-with workflow.unsafe.imports_passed_through():
-    from workflows.contracts.messages import HealthState, KeystoreHealth, LastProof
-    from workflows.contracts.trust.canonical import decode64, digest
-    from workflows.contracts.trust.documents import Mode
-    from workflows.contracts.trust.errors import (
-        ApprovalInvalid,
-        CiphertextInvalid,
-        KeyDisabled,
-        KeyNotFound,
-        KeyPendingDeletion,
-        KeystoreAccessDenied,
-        KeystoreThrottled,
-        MasterKeyError,
-    )
-    from workflows.contracts.trust.roster import Roster
-
 from workflows.calls.concurrency import gather
+from workflows.contracts.messages import HealthState, KeystoreHealth, LastProof
+from workflows.contracts.trust.canonical import decode64, digest
+from workflows.contracts.trust.documents import Mode
+from workflows.contracts.trust.errors import (
+    ApprovalInvalid,
+    CiphertextInvalid,
+    KeyDisabled,
+    KeyNotFound,
+    KeyPendingDeletion,
+    KeystoreAccessDenied,
+    KeystoreThrottled,
+    MasterKeyError,
+)
+from workflows.contracts.trust.roster import Roster
 from workflows.steps.protect import describe_key
 from workflows.steps.prove import prove_data_key
 from workflows.steps.replace import Active

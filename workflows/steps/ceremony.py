@@ -12,38 +12,36 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
 from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError
 
-with workflow.unsafe.imports_passed_through():
-    from pydantic import ValidationError
-
-    from workflows.calls.failures import as_failure, from_failure
-    from workflows.contracts import names
-    from workflows.contracts.messages import (
-        BeginCeremony,
-        Begun,
-        CeremonyStatus,
-        CloseCeremony,
-        Event,
-        KeystoreHealth,
-        KeystoreProgress,
-        PlanMade,
-        RecordEvents,
-        SubmitOutcome,
-    )
-    from workflows.contracts.trust.authority import Authority
-    from workflows.contracts.trust.canonical import Message, Signed, digest
-    from workflows.contracts.trust.documents import Plan, RecipientRequest
-    from workflows.contracts.trust.errors import (
-        ApprovalInvalid,
-        CeremonyEnded,
-        DeadlinePassed,
-        MasterKeyError,
-        RosterInvalid,
-    )
-    from workflows.steps.quorum import Quorum
+from workflows.calls.failures import as_failure, from_failure
+from workflows.contracts import names
+from workflows.contracts.messages import (
+    BeginCeremony,
+    Begun,
+    CeremonyStatus,
+    CloseCeremony,
+    Event,
+    KeystoreHealth,
+    KeystoreProgress,
+    PlanMade,
+    RecordEvents,
+    SubmitOutcome,
+)
+from workflows.contracts.trust.authority import Authority
+from workflows.contracts.trust.canonical import Message, Signed, digest
+from workflows.contracts.trust.documents import Plan, RecipientRequest
+from workflows.contracts.trust.errors import (
+    ApprovalInvalid,
+    CeremonyEnded,
+    DeadlinePassed,
+    MasterKeyError,
+    RosterInvalid,
+)
+from workflows.steps.quorum import Quorum
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")

@@ -11,19 +11,16 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
+from pydantic import ValidationError
 from temporalio import workflow
 
-with workflow.unsafe.imports_passed_through():
-    from pydantic import ValidationError
-
-    from workflows.calls.failures import as_failure
-    from workflows.contracts.messages import CheckDataKey, Contribution, DekAnswer, UnwrapDataKey, Wanted
-    from workflows.contracts.trust.canonical import Signed
-    from workflows.contracts.trust.documents import CheckResponse, DekResponse
-    from workflows.contracts.trust.errors import ApprovalInvalid, KeystoreUnavailable, MasterKeyError
-    from workflows.contracts.trust.roster import KeystoreWorker, Roster
-    from workflows.contracts.trust.signatures import open_signed
-
+from workflows.calls.failures import as_failure
+from workflows.contracts.messages import CheckDataKey, Contribution, DekAnswer, UnwrapDataKey, Wanted
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.documents import CheckResponse, DekResponse
+from workflows.contracts.trust.errors import ApprovalInvalid, KeystoreUnavailable, MasterKeyError
+from workflows.contracts.trust.roster import KeystoreWorker, Roster
+from workflows.contracts.trust.signatures import open_signed
 from workflows.steps.ceremony import Ceremony
 
 UNWRAP_PATIENCE = timedelta(seconds=120)

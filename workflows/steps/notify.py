@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-from temporalio import workflow
-
-with workflow.unsafe.imports_passed_through():
-    from workflows.contracts.messages import KeystoreTold, StoredProtection
-    from workflows.contracts.trust.canonical import Message, Signed
-    from workflows.contracts.trust.documents import KeystoreState, Manifest
-    from workflows.contracts.trust.errors import ApprovalInvalid, MasterKeyError
-    from workflows.contracts.trust.roster import Roster
-
 from workflows.calls.concurrency import gather
 from workflows.calls.keystores import call_keystore
+from workflows.contracts.messages import KeystoreTold, StoredProtection
+from workflows.contracts.trust.canonical import Message, Signed
+from workflows.contracts.trust.documents import KeystoreState, Manifest
+from workflows.contracts.trust.errors import ApprovalInvalid, MasterKeyError
+from workflows.contracts.trust.roster import Roster
 from workflows.steps.protect import read_statement
 
 

@@ -14,23 +14,21 @@ from typing import TypeVar
 
 from temporalio import workflow
 
-with workflow.unsafe.imports_passed_through():
-    from workflows.contracts import names
-    from workflows.contracts.messages import DekAnswer, SessionOpened, StoredProtection, UnwrapDataKey
-    from workflows.contracts.trust.authority import Authority
-    from workflows.contracts.trust.documents import Manifest, Plan, Source, Work
-    from workflows.contracts.trust.errors import (
-        ApprovalInvalid,
-        CiphertextInvalid,
-        MasterKeyError,
-        QuorumUnreachable,
-        SessionLost,
-        Stopped,
-    )
-    from workflows.contracts.trust.roster import Roster, Strongroom
-
 from workflows.calls.keystores import call_keystore, hedged
 from workflows.calls.sessions import with_session
+from workflows.contracts import names
+from workflows.contracts.messages import DekAnswer, SessionOpened, StoredProtection, UnwrapDataKey
+from workflows.contracts.trust.authority import Authority
+from workflows.contracts.trust.documents import Manifest, Plan, Source, Work
+from workflows.contracts.trust.errors import (
+    ApprovalInvalid,
+    CiphertextInvalid,
+    MasterKeyError,
+    QuorumUnreachable,
+    SessionLost,
+    Stopped,
+)
+from workflows.contracts.trust.roster import Roster, Strongroom
 from workflows.steps.contribute import Contributing
 
 R = TypeVar("R")

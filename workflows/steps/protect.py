@@ -12,39 +12,37 @@ from datetime import timedelta
 
 from temporalio import workflow
 
-with workflow.unsafe.imports_passed_through():
-    from workflows.contracts import names
-    from workflows.contracts.messages import (
-        BundleExported,
-        CheckDataKey,
-        Commit,
-        DekAnswer,
-        DescribeKey,
-        ExportBundle,
-        GenerateDataKey,
-        NoteCommit,
-        SessionOpened,
-        ShardRequest,
-        Stage,
-        StoredProtection,
-    )
-    from workflows.contracts.trust.authority import Authority, check_target
-    from workflows.contracts.trust.canonical import Signed
-    from workflows.contracts.trust.documents import (
-        KeyDescription,
-        Mode,
-        Plan,
-        Purpose,
-        StateStatement,
-        Target,
-        TargetShard,
-    )
-    from workflows.contracts.trust.errors import ApprovalInvalid, KeystoreError, MasterKeyError, PlanInvalid
-    from workflows.contracts.trust.roster import Roster, Strongroom
-    from workflows.contracts.trust.signatures import open_signed
-
 from workflows.calls.concurrency import gather
 from workflows.calls.keystores import call_keystore
+from workflows.contracts import names
+from workflows.contracts.messages import (
+    BundleExported,
+    CheckDataKey,
+    Commit,
+    DekAnswer,
+    DescribeKey,
+    ExportBundle,
+    GenerateDataKey,
+    NoteCommit,
+    SessionOpened,
+    ShardRequest,
+    Stage,
+    StoredProtection,
+)
+from workflows.contracts.trust.authority import Authority, check_target
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.documents import (
+    KeyDescription,
+    Mode,
+    Plan,
+    Purpose,
+    StateStatement,
+    Target,
+    TargetShard,
+)
+from workflows.contracts.trust.errors import ApprovalInvalid, KeystoreError, MasterKeyError, PlanInvalid
+from workflows.contracts.trust.roster import Roster, Strongroom
+from workflows.contracts.trust.signatures import open_signed
 from workflows.steps.contribute import Contributing
 from workflows.steps.prove import prove_data_key
 

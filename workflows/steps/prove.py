@@ -7,16 +7,14 @@ from datetime import timedelta
 
 from temporalio import workflow
 
-with workflow.unsafe.imports_passed_through():
-    from workflows.contracts import names
-    from workflows.contracts.messages import CheckDataKey, StoredProtection
-    from workflows.contracts.trust.canonical import Signed
-    from workflows.contracts.trust.documents import CheckResponse
-    from workflows.contracts.trust.errors import ApprovalInvalid
-    from workflows.contracts.trust.roster import Roster
-    from workflows.contracts.trust.signatures import open_signed
-
 from workflows.calls.keystores import call_keystore
+from workflows.contracts import names
+from workflows.contracts.messages import CheckDataKey, StoredProtection
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.documents import CheckResponse
+from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.roster import Roster
+from workflows.contracts.trust.signatures import open_signed
 
 Ask = Callable[[CheckDataKey], Awaitable[Signed]]
 

@@ -8,27 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from temporalio import workflow
-
-with workflow.unsafe.imports_passed_through():
-    from workflows.contracts import names
-    from workflows.contracts.messages import (
-        DekAnswer,
-        OldKey,
-        Reshard,
-        ReshardResult,
-        SessionOpened,
-        StoredProtection,
-    )
-    from workflows.contracts.trust.authority import custodians_of
-    from workflows.contracts.trust.canonical import Signed
-    from workflows.contracts.trust.difference import difference
-    from workflows.contracts.trust.documents import Manifest, Plan, Purpose, Target
-    from workflows.contracts.trust.errors import KeystoreError, LedgerCorrupt, MasterKeyError, NotKnown
-    from workflows.contracts.trust.roster import Roster, Strongroom
-
 from workflows.calls.concurrency import gather
 from workflows.calls.sessions import use_session
+from workflows.contracts import names
+from workflows.contracts.messages import (
+    DekAnswer,
+    OldKey,
+    Reshard,
+    ReshardResult,
+    SessionOpened,
+    StoredProtection,
+)
+from workflows.contracts.trust.authority import custodians_of
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.difference import difference
+from workflows.contracts.trust.documents import Manifest, Plan, Purpose, Target
+from workflows.contracts.trust.errors import KeystoreError, LedgerCorrupt, MasterKeyError, NotKnown
+from workflows.contracts.trust.roster import Roster, Strongroom
 from workflows.steps.open import Opening, TargetFailed
 from workflows.steps.protect import Protecting, passes
 from workflows.steps.quorum import Quorum

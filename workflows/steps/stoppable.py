@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ValidationError
 from temporalio import workflow
 
-with workflow.unsafe.imports_passed_through():
-    from pydantic import ValidationError
-
-    from workflows.contracts import names
-    from workflows.contracts.trust.authority import check_stop
-    from workflows.contracts.trust.canonical import Signed
-    from workflows.contracts.trust.documents import Stop
-    from workflows.contracts.trust.errors import ApprovalInvalid, MasterKeyError, Stopped
-    from workflows.contracts.trust.roster import Roster
-
+from workflows.contracts import names
+from workflows.contracts.trust.authority import check_stop
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.documents import Stop
+from workflows.contracts.trust.errors import ApprovalInvalid, MasterKeyError, Stopped
+from workflows.contracts.trust.roster import Roster
 from workflows.steps.ceremony import Ceremony
 
 
