@@ -13,10 +13,11 @@ from typing import Any
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from activities.crypto.context import Context, context_bytes
 from activities.identity import Identity, generate_identity
 from activities.keystores.context import Desk, KeystoreTerms
 from activities.keystores.kinds.age_keys import AgeIdentity, write_identity
-from activities.keystores.kinds.base import Context, KeyRef, Keystore, WrappedKey, context_bytes
+from activities.keystores.kinds.base import KeyRef, Keystore, WrappedKey
 from activities.keystores.kinds.offline import Offline, OfflineSettings
 from activities.keystores.state import StateDirectory
 from activities.roster import RosterSource

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 
-from activities.crypto.envelope import dek_check_value, equal
+from activities.crypto.context import context_for
+from activities.crypto.envelope import DEK_BYTES, dek_check_value, equal
 from activities.crypto.hpke import encrypt_to
 from activities.keystores import memory as orders
 from activities.keystores.context import Desk, KeystoreTerms
-from activities.keystores.kinds.base import DEK_BYTES, KeyRef, WrappedKey
+from activities.keystores.kinds.base import KeyRef, WrappedKey
 from activities.oneshot.process import Channel
-from activities.strongroom.datakeys import context_for
 from workflows.contracts.messages import (
     CheckDataKey,
     DekAnswer,

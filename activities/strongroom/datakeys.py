@@ -17,7 +17,6 @@ from workflows.contracts.trust.documents import (
     Plan,
     SessionAnnouncement,
     ShardBinding,
-    Target,
     dek_info,
 )
 from workflows.contracts.trust.errors import ApprovalInvalid
@@ -34,25 +33,6 @@ class Session:
     chain: RosterChain
     plan: Plan
     announcement: SessionAnnouncement
-
-
-def context_for(announcement: SessionAnnouncement, plan: Plan, target: Target, index: int) -> KeystoreContext:
-    """The context that a new shard's DEK is wrapped with: keystore worker and session each derive it."""
-    place = target.shards[index - 1]
-    return KeystoreContext(
-        purpose=target.purpose,
-        master_key=plan.master_key,
-        protection=f"{plan.ceremony}.{announcement.attempt}",
-        epoch=target.epoch,
-        ceremony=plan.ceremony,
-        mode=target.mode,
-        threshold=target.threshold,
-        count=target.count,
-        index=index,
-        x=index,
-        keystore=place.keystore,
-        key_id=place.key_id,
-    )
 
 
 def open_data_key(

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from activities.crypto import envelope, shamir
-from activities.strongroom.datakeys import Session, context_for, open_data_key
+from activities.crypto.context import context_for
+from activities.strongroom.datakeys import Session, open_data_key
 from workflows.contracts.messages import DekAnswer, StoredProtection, StoredShard
 from workflows.contracts.trust.authority import Granted
 from workflows.contracts.trust.canonical import digest, encode64, seconds
@@ -110,7 +111,7 @@ def _data_key(
         return binding, dek, answer.wrapped_dek, mechanism
     try:
         # Here and not above: its library is there only where offline keystores are used.
-        from activities.keystores.kinds.offline import wrap_dek
+        from activities.crypto.age_wrap import wrap_dek
     except ModuleNotFoundError as error:
         raise ConfigurationInvalid(
             f"the strongroom cannot wrap for {keystore.name}: the Python module {error.name!r} is not installed there",

@@ -13,8 +13,9 @@ from pathlib import Path
 import pyrage  # type: ignore[import-untyped]
 import pytest
 
+from activities.crypto.age_wrap import key_id
 from activities.identity import Identity, generate_identity
-from activities.keystores.kinds.age_keys import AgeIdentity, key_id, read_identity, write_identity
+from activities.keystores.kinds.age_keys import AgeIdentity, read_identity, write_identity
 from tests.cli.terminal import on_terminal
 from tests.cli.test_commands import masterkey
 from workers.cli import roster as commands
@@ -203,7 +204,7 @@ def test_a_page_fits_on_paper_in_plain_ascii(identity: AgeIdentity) -> None:
 def test_a_page_names_the_recipient_and_its_fingerprint_and_the_key_only_if_asked(identity: AgeIdentity) -> None:
     text = page(identity, secret=False)
     assert identity.recipient in text
-    assert key_id(identity.recipient).removeprefix("age:") in text
+    assert identity.key_id.removeprefix("age:") in text
     assert key_lines(text) == []
     assert identity.secret[16:20] not in text
     assert len(key_lines(page(identity))) == 4

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from activities.crypto import envelope
+from activities.crypto.context import context_bytes
 from activities.crypto.hpke import PrivateKey, encrypt_to
 from activities.keystores import memory as orders
-from activities.keystores.kinds.base import context_bytes
 from tests.strongroom.test_reshard import Resharding
 from tests.strongroom.test_session import Ceremony, manifest_of
 from tests.world import KEYSTORES, NAMES, MemoryKeystore, World, now

@@ -17,7 +17,8 @@ from typing import ClassVar
 
 import pytest
 
-from activities.keystores.kinds.base import DEK_BYTES, KeyRef, Keystore, WrappedKey
+from activities.crypto.envelope import DEK_BYTES
+from activities.keystores.kinds.base import KeyRef, Keystore, WrappedKey
 from workflows.contracts.trust.errors import CiphertextInvalid, KeyNotFound, KeystoreError
 
 CONTEXT = {

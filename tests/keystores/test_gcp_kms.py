@@ -18,7 +18,8 @@ from google.auth.exceptions import DefaultCredentialsError, RefreshError
 from google_crc32c import value as crc32c
 from pydantic import ValidationError
 
-from activities.keystores.kinds.base import KeyRef, context_bytes
+from activities.crypto.context import context_bytes
+from activities.keystores.kinds.base import KeyRef
 from activities.keystores.kinds.gcp_kms import GcpKms, GcpKmsSettings
 from deploy.emulators.fault_proxy import Answer, Change, Delay, FaultProxy, Hang, Reset
 from tests.keystores.contract import CONTEXT, KeystoreContract, new_dek

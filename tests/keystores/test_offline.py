@@ -10,13 +10,15 @@ from pathlib import Path
 import pyrage  # type: ignore[import-untyped]
 import pytest
 
+from activities.crypto import age_wrap
+from activities.crypto.age_wrap import check_recipient, wrap_dek
+from activities.crypto.context import context_hash
 from activities.crypto.hpke import PrivateKey
 from activities.keystores import datakey
 from activities.keystores.context import Desk
-from activities.keystores.kinds import age_keys
-from activities.keystores.kinds.age_keys import AgeIdentity, check_recipient, read_identity, write_identity
-from activities.keystores.kinds.base import KeyRef, Keystore, context_hash
-from activities.keystores.kinds.offline import Offline, OfflineSettings, wrap_dek
+from activities.keystores.kinds.age_keys import AgeIdentity, read_identity, write_identity
+from activities.keystores.kinds.base import KeyRef, Keystore
+from activities.keystores.kinds.offline import Offline, OfflineSettings
 from activities.keystores.kinds.registry import open_keystore, parse_settings
 from activities.strongroom import session
 from tests.keystores.contract import CONTEXT, KeystoreContract, new_dek
@@ -130,7 +132,7 @@ def test_an_age_file_of_another_length_or_without_the_context_is_refused(key: Of
         context_hash(CONTEXT),
     ):
         with pytest.raises(CiphertextInvalid, match="another context"):
-            key.unwrap(age_keys.encrypt(plain, key.age.recipient), CONTEXT, key.describe())
+            key.unwrap(age_wrap.encrypt(plain, key.age.recipient), CONTEXT, key.describe())
 
 
 def test_no_single_bit_of_a_wrapped_dek_can_be_changed(key: OfflineKey) -> None:
@@ -299,7 +301,7 @@ def test_the_passphrase_comes_by_reference(
     def opened(**reference: str) -> Keystore:
         return open_keystore("k", parse_settings("k", {**table, **reference}))
 
-    assert opened(passphrase_file=str(tmp_path / "good")).describe().key_id == age_keys.key_id(identity.recipient)
+    assert opened(passphrase_file=str(tmp_path / "good")).describe().key_id == age_wrap.key_id(identity.recipient)
     with pytest.raises(KeystoreAccessDenied, match="the passphrase is another one") as caught:
         opened(passphrase_env="WRONG").describe()
     assert "staple" not in caught.value.diagnostics
@@ -362,7 +364,7 @@ class OfflineCeremony(Ceremony):
 
     @property
     def key_id(self) -> str:
-        return age_keys.key_id(self.key.age.recipient)
+        return age_wrap.key_id(self.key.age.recipient)
 
     def protect_offline(self, key_id: str = "") -> StoredProtection:
         target = self.world.target()
@@ -436,7 +438,7 @@ def test_the_manifest_says_that_the_shard_is_offline_and_classical(ceremony: Off
 
 def test_the_session_wraps_only_for_the_key_that_roster_and_plan_name(ceremony: OfflineCeremony) -> None:
     with pytest.raises(ApprovalInvalid, match="names another key of ks-5"):
-        ceremony.protect_offline(key_id=age_keys.key_id(RECIPIENT))
+        ceremony.protect_offline(key_id=age_wrap.key_id(RECIPIENT))
 
 
 def test_the_custodian_proves_the_shard_without_releasing_it(ceremony: OfflineCeremony) -> None:

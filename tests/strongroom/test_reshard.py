@@ -314,7 +314,7 @@ def test_a_strongroom_without_the_library_of_offline_keystores_says_what_to_inst
     with_offline: Resharding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world, stored = with_offline.world, with_offline.protect("seal", 1, 1)
-    monkeypatch.setitem(sys.modules, "activities.keystores.kinds.offline", None)
+    monkeypatch.setitem(sys.modules, "activities.crypto.age_wrap", None)
     with pytest.raises(ConfigurationInvalid) as refused:
         with_offline.reshard(stored, world.target_over(ALL[1:]), indexes=(1,))
     assert "offline" in refused.value.diagnostics

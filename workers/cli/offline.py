@@ -77,7 +77,7 @@ def keygen(
         {
             "keystore": name,
             "recipient": key.recipient,
-            "key_id": age_keys.key_id(key.recipient),
+            "key_id": key.key_id,
             "public_key": public_key,
             "identity_file": str(secret),
             "identity": str(identity),
@@ -138,11 +138,11 @@ def read(
 
     def told() -> None:
         say(f"wrote {out}: the age key of {identity.recipient}")
-        say(f"compare it with `offline` in the roster; its fingerprint is {age_keys.key_id(identity.recipient)}")
+        say(f"compare it with `offline` in the roster; its fingerprint is {identity.key_id}")
         if str(page) != "-":
             say(f"now destroy {page}")
 
-    key_id = age_keys.key_id(identity.recipient)
+    key_id = identity.key_id
     answer({"recipient": identity.recipient, "key_id": key_id, "identity_file": str(out)}, told)
 
 

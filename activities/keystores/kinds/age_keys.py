@@ -1,9 +1,4 @@
-"""age keys: the recipient that anybody may encrypt to, and the identity file of the one who can decrypt.
-
-Only X25519 keys of https://age-encryption.org/v1 are taken, through `pyrage` (Python over the Rust library `rage`).
-Post-quantum recipients (`age1pq1...`, ML-KEM-768 with X25519, age 1.3) are refused: `pyrage` 1.4 and `rage` 0.12
-have no identity that decrypts them; what `pyrage.tagpq` has encrypts to hardware tokens only. SSH keys, which age
-also knows, are refused too: a custodian's signing key decrypts nothing.
+"""Secret age keys, and the identity file of the one who can decrypt. Encrypting is `activities.crypto.age_wrap`.
 
 An identity file is what `age-keygen` writes, or the same encrypted by `age -p`. Whoever calls this holds a secret:
 a one-shot process, or a command that makes or copies a key and exits.
@@ -20,21 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pyrage  # type: ignore[import-untyped]
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
+from activities.crypto.age_wrap import POST_QUANTUM, SSH, key_id
 from activities.identity import check_private
-from workflows.contracts.trust.canonical import digest
 from workflows.contracts.trust.errors import ConfigurationInvalid, KeystoreAccessDenied
 
 SECRET_PREFIX = "AGE-SECRET-KEY-1"  # noqa: S105 - what every secret key begins with
 SECRET_CHARACTERS = 58
 """Length of what follows the prefix: Bech32 of 32 bytes, and its checksum."""
 
-_BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 _ENCRYPTED = (b"age-encryption.org/v1\n", b"-----BEGIN AGE ENCRYPTED FILE-----")
 _LONGEST_FILE = 65_536
-_POST_QUANTUM = "post-quantum age keys cannot be used: the library can encrypt to them, but decrypts with none"
-_SSH = "an SSH key is never used here; make a dedicated age key with `masterkey offline keygen`"
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,9 +53,9 @@ class AgeIdentity:
             ValueError: it is none, or was mistyped; the text does not quote it.
         """
         if secret.startswith("AGE-SECRET-KEY-PQ-1"):
-            raise ValueError(_POST_QUANTUM)
+            raise ValueError(POST_QUANTUM)
         if "PRIVATE KEY" in secret or secret.startswith("ssh-"):
-            raise ValueError(_SSH)
+            raise ValueError(SSH)
         if not secret.startswith(SECRET_PREFIX):
             raise ValueError(f"a secret age key begins with {SECRET_PREFIX}")
         try:
@@ -72,6 +63,11 @@ class AgeIdentity:
         except pyrage.IdentityError:
             raise ValueError("the secret age key was altered or mistyped") from None
         return cls(key, str(key.to_public()))
+
+    @property
+    def key_id(self) -> str:
+        """As plans and manifests name it: `age:sha256:` and 64 hexadecimal digits."""
+        return key_id(self.recipient)
 
     @property
     def secret(self) -> str:
@@ -88,44 +84,6 @@ class AgeIdentity:
             return bytes(pyrage.decrypt(ciphertext, [self._key]))
         except pyrage.DecryptError:
             raise ValueError("altered, or encrypted to another key") from None
-
-
-def check_recipient(text: str) -> str:
-    """A recipient that can be encrypted to, and that an identity exists for which this library decrypts with.
-
-    Raises:
-        ValueError: it is a post-quantum one, an SSH key, a point of low order, mistyped, or none at all.
-    """
-    if text.lower().startswith("age1pq1"):
-        raise ValueError(_POST_QUANTUM)
-    if text.startswith(("ssh-", "ecdsa-")):
-        raise ValueError(_SSH)
-    try:
-        normal = str(pyrage.x25519.Recipient.from_str(text))
-    except pyrage.RecipientError:
-        raise ValueError("not an age recipient (age1..., 62 characters)") from None
-    if normal != text:
-        raise ValueError("an age recipient is written in lower case")
-    try:
-        # The library panics when it encrypts to a point of low order; anybody could decrypt that.
-        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(_point(text)))
-    except ValueError:
-        raise ValueError("not the recipient of any age key: a point of low order") from None
-    return text
-
-
-def encrypt(plaintext: bytes, recipient: str) -> bytes:
-    """An age file, binary, that the recipient's identity decrypts; some 200 to 400 bytes longer.
-
-    Raises:
-        ValueError: as `check_recipient`.
-    """
-    return bytes(pyrage.encrypt(plaintext, [pyrage.x25519.Recipient.from_str(check_recipient(recipient))]))
-
-
-def key_id(recipient: str) -> str:
-    """The id of the key in plans and manifests: `age:sha256:` and 64 hexadecimal digits."""
-    return f"age:{digest(recipient.encode())}"
 
 
 def read_identity(path: Path, passphrase: Callable[[], str]) -> AgeIdentity:
@@ -156,7 +114,7 @@ def read_identity(path: Path, passphrase: Callable[[], str]) -> AgeIdentity:
         lines = [line.strip() for line in data.decode("utf-8").splitlines()]
         secrets = [line for line in lines if line and not line.startswith("#")]
         if any("PRIVATE KEY" in line for line in secrets):
-            raise ValueError(_SSH)
+            raise ValueError(SSH)
         if len(secrets) != 1:
             raise ValueError(f"it holds {len(secrets)} keys, and exactly one is expected")
         return AgeIdentity.parse(secrets[0])
@@ -223,11 +181,3 @@ def _decrypt_file(path: Path, data: bytes, passphrase: str) -> bytes:
         f"the age identity {path} does not open: {what}",
         next_step="try again, or restore it from its page with `masterkey offline read`",
     )
-
-
-def _point(recipient: str) -> bytes:
-    # Bech32: five bits a character, four bits of padding, six characters of checksum that the library has verified.
-    number = 0
-    for character in recipient.removeprefix("age1")[:-6]:
-        number = number << 5 | _BECH32.index(character)
-    return (number >> 4).to_bytes(32, "big")

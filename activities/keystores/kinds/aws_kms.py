@@ -37,7 +37,9 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from pydantic import model_validator
 
-from activities.keystores.kinds.base import DEK_BYTES, Context, KeyRef, KeystoreSettings, WrappedKey
+from activities.crypto.context import Context
+from activities.crypto.envelope import DEK_BYTES
+from activities.keystores.kinds.base import KeyRef, KeystoreSettings, WrappedKey
 from workflows.contracts.trust.errors import (
     CiphertextInvalid,
     ConfigurationInvalid,

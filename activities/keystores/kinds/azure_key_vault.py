@@ -32,17 +32,9 @@ from azure.identity import DefaultAzureCredential
 from azure.keyvault.keys import KeyClient
 from pydantic import model_validator
 
-from activities.keystores.kinds.base import (
-    DEK_BYTES,
-    Context,
-    KeyRef,
-    KeystoreSettings,
-    SecretReference,
-    WrappedKey,
-    bind_context,
-    context_bytes,
-    unbind_context,
-)
+from activities.crypto.context import Context, bind_context, context_bytes, unbind_context
+from activities.crypto.envelope import DEK_BYTES
+from activities.keystores.kinds.base import KeyRef, KeystoreSettings, SecretReference, WrappedKey
 from workflows.contracts.trust.errors import (
     CiphertextInvalid,
     ConfigurationInvalid,

@@ -7,10 +7,7 @@ retries are off, because the workflow retries, and every call has a time-out.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -18,15 +15,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from workflows.contracts.trust.canonical import canonical_json
+from activities.crypto.context import Context
 from workflows.contracts.trust.documents import Mechanism
 from workflows.contracts.trust.errors import ConfigurationInvalid
-
-DEK_BYTES = 32
-"""Length of a data encryption key, bytes."""
-
-Context = Mapping[str, str]
-"""The fields that a wrapped DEK is bound to; all keys and values are text."""
 
 
 @dataclass(frozen=True)
@@ -73,27 +64,6 @@ class Keystore(Protocol):
 
     def unwrap(self, wrapped: bytes, context: Context, key: KeyRef) -> bytes:
         """Give back the DEK (32 bytes) that `key`, and that version of it, wrapped with `context`."""
-
-
-def context_bytes(context: Context) -> bytes:
-    """The canonical JSON of a context, for services that take associated data as bytes."""
-    return canonical_json(dict(context))
-
-
-def context_hash(context: Context) -> bytes:
-    """SHA-256 of the canonical context, 32 bytes."""
-    return hashlib.sha256(context_bytes(context)).digest()
-
-
-def bind_context(dek: bytes, context: Context) -> bytes:
-    """What is encrypted where nothing authenticates a context: DEK and SHA-256 of the context, 64 bytes."""
-    return dek + context_hash(context)
-
-
-def unbind_context(plain: bytes, context: Context) -> bytes | None:
-    """The DEK (32 bytes) in what `bind_context` made, or None if it was made with another context."""
-    dek, bound = plain[:DEK_BYTES], plain[DEK_BYTES:]
-    return dek if hmac.compare_digest(bound, context_hash(context)) else None
 
 
 def protected_url(url: str) -> str:

@@ -26,14 +26,9 @@ from google.protobuf.json_format import ParseError
 from google_crc32c import value as crc32c
 from pydantic import Field
 
-from activities.keystores.kinds.base import (
-    DEK_BYTES,
-    Context,
-    KeyRef,
-    KeystoreSettings,
-    WrappedKey,
-    context_bytes,
-)
+from activities.crypto.context import Context, context_bytes
+from activities.crypto.envelope import DEK_BYTES
+from activities.keystores.kinds.base import KeyRef, KeystoreSettings, WrappedKey
 from workflows.contracts.trust.errors import (
     CiphertextInvalid,
     ConfigurationInvalid,

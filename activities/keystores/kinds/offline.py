@@ -7,7 +7,7 @@ host: no copy of the ledger and no stolen worker opens this shard.
 
 The format is age's own (https://age-encryption.org/v1, binary, X25519), so that `age -d -i FILE` opens it too, should
 all else be lost. age binds no context: what is encrypted is the DEK followed by SHA-256 of the context, 64 bytes.
-X25519 is not safe against a quantum computer; why no post-quantum key is taken is said in `age_keys`.
+X25519 is not safe against a quantum computer; why no post-quantum key is taken is said in `age_wrap`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, model_validator
 
+from activities.crypto.age_wrap import check_recipient, key_id, wrap_dek
+from activities.crypto.context import Context, unbind_context
 from activities.keystores.kinds import age_keys
-from activities.keystores.kinds.base import (
-    DEK_BYTES,
-    Context,
-    KeyRef,
-    KeystoreSettings,
-    SecretReference,
-    WrappedKey,
-    bind_context,
-    unbind_context,
-)
+from activities.keystores.kinds.base import KeyRef, KeystoreSettings, SecretReference, WrappedKey
 from workflows.contracts.trust.errors import CiphertextInvalid, ConfigurationInvalid, MasterKeyError
 
 
@@ -42,7 +35,7 @@ class OfflineSettings(KeystoreSettings):
     """
 
     type: Literal["offline"] = "offline"
-    recipient: Annotated[str, AfterValidator(age_keys.check_recipient)]
+    recipient: Annotated[str, AfterValidator(check_recipient)]
     identity_file: Path | None = None
     passphrase_env: str | None = None
     passphrase_file: Path | None = None
@@ -74,7 +67,7 @@ class Offline:
     def __init__(self, name: str, settings: OfflineSettings) -> None:
         self._name = name
         self._settings = settings
-        self._key = KeyRef(age_keys.key_id(settings.recipient))
+        self._key = KeyRef(key_id(settings.recipient))
 
     def describe(self) -> KeyRef:
         """The key: `age:sha256:...` of the recipient, without version, if its identity can be used here.
@@ -141,25 +134,3 @@ class Offline:
 
     def _error(self, kind: type[MasterKeyError], what: str, next_step: str = "") -> MasterKeyError:
         return kind(f"keystore {self._name} (offline): {what}", next_step=next_step, subject=self._name)
-
-
-def wrap_dek(recipient: str, dek: bytes, context: Context) -> bytes:
-    """Wrap a DEK for an offline custodian, as a strongroom's session does: an age file of 280 to 500 bytes.
-
-    Args:
-        recipient: the age recipient that the roster names.
-        dek: 32 bytes.
-        context: what it is bound to.
-
-    Raises:
-        ConfigurationInvalid: the recipient is none that this library decrypts for.
-    """
-    if len(dek) != DEK_BYTES:
-        raise ValueError(f"a DEK is {DEK_BYTES} bytes")
-    try:
-        return age_keys.encrypt(bind_context(dek, context), recipient)
-    except ValueError as error:
-        raise ConfigurationInvalid(
-            f"cannot wrap for the age recipient {recipient[:16]}...: {error}",
-            next_step="make a key with `masterkey offline keygen` and name its recipient in the roster",
-        ) from None

@@ -35,17 +35,9 @@ from pkcs11 import MGF, Attribute, GCMParams, KeyType, Mechanism, ObjectClass, T
 from pkcs11.types import Object, Session, Token
 from pydantic import Field, StringConstraints, model_validator
 
-from activities.keystores.kinds.base import (
-    DEK_BYTES,
-    Context,
-    KeyRef,
-    KeystoreSettings,
-    SecretReference,
-    WrappedKey,
-    bind_context,
-    context_bytes,
-    unbind_context,
-)
+from activities.crypto.context import Context, bind_context, context_bytes, unbind_context
+from activities.crypto.envelope import DEK_BYTES
+from activities.keystores.kinds.base import KeyRef, KeystoreSettings, SecretReference, WrappedKey
 from workflows.contracts.trust.errors import (
     CiphertextInvalid,
     ConfigurationInvalid,

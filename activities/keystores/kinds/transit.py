@@ -26,16 +26,9 @@ import hvac.exceptions
 import requests
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from activities.keystores.kinds.base import (
-    DEK_BYTES,
-    Context,
-    KeyRef,
-    KeystoreSettings,
-    SecretReference,
-    WrappedKey,
-    context_bytes,
-    protected_url,
-)
+from activities.crypto.context import Context, context_bytes
+from activities.crypto.envelope import DEK_BYTES
+from activities.keystores.kinds.base import KeyRef, KeystoreSettings, SecretReference, WrappedKey, protected_url
 from workflows.contracts.trust.canonical import decode64, encode64
 from workflows.contracts.trust.errors import (
     CiphertextInvalid,
