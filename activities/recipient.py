@@ -15,13 +15,18 @@ from activities.crypto.hpke import PrivateKey
 from activities.identity import Identity
 from activities.oneshot.process import Channel
 from activities.roster import RosterSource
-from workflows.contracts.messages import Delivered
-from workflows.contracts.trust.authority import CLOCK_SKEW, MAXIMUM_CEREMONY, check_manifest
+from workflows.contracts.messages.strongroom import Delivered
+from workflows.contracts.trust.authority import check_manifest
 from workflows.contracts.trust.canonical import Message, Signed, decode64, digest, seconds
-from workflows.contracts.trust.documents import SUITE, Delivery, Ended, Manifest, RecipientRequest, delivery_info
+from workflows.contracts.trust.chain import RosterChain
 from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, ManifestInvalid
-from workflows.contracts.trust.roster import RosterChain
+from workflows.contracts.trust.fields import SUITE
+from workflows.contracts.trust.plan import RecipientRequest
+from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.session import Delivery, delivery_info
 from workflows.contracts.trust.signatures import open_signed
+from workflows.contracts.trust.stop import Ended
+from workflows.contracts.trust.validity import CLOCK_SKEW, MAXIMUM_CEREMONY
 
 TARGET = "activities.recipient:serve"
 """What a recipient's one-shot process runs."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from workflows.contracts.trust.chain import RosterChain, parse_roster_file, verify_chain
 from workflows.contracts.trust.errors import RosterInvalid
-from workflows.contracts.trust.roster import RosterChain, parse_roster_file, verify_chain
 
 
 @dataclass(frozen=True)

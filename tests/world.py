@@ -22,23 +22,14 @@ from activities.keystores.kinds.offline import Offline, OfflineSettings
 from activities.keystores.state import StateDirectory
 from activities.roster import RosterSource
 from workers.client.ssh import sign_with_key
-from workflows.contracts.messages import StoredProtection
-from workflows.contracts.trust.authority import Authority
+from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.trust.canonical import Signed, seconds
-from workflows.contracts.trust.documents import (
-    SUITE,
-    Action,
-    Approval,
-    Manifest,
-    Plan,
-    PlanRecipient,
-    RecipientRequest,
-    Source,
-    Stop,
-    Target,
-    TargetShard,
-)
+from workflows.contracts.trust.chain import RosterChain, RosterFile, RosterVersion, verify_chain
 from workflows.contracts.trust.errors import CiphertextInvalid
+from workflows.contracts.trust.fields import SUITE, Action
+from workflows.contracts.trust.plan import Approval, Plan, PlanRecipient, RecipientRequest, Source, Target, TargetShard
+from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.quorum import Authority
 from workflows.contracts.trust.roster import (
     ChangeQuorum,
     Custodian,
@@ -46,12 +37,9 @@ from workflows.contracts.trust.roster import (
     KeystoreWorker,
     Recipient,
     Roster,
-    RosterChain,
-    RosterFile,
-    RosterVersion,
     Strongroom,
-    verify_chain,
 )
+from workflows.contracts.trust.stop import Stop
 
 NAMES = ("alice", "bob", "carol", "dave", "erin")
 KEYSTORES = ("ks-1", "ks-2", "ks-3", "ks-4", "ks-5")

@@ -17,8 +17,8 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from activities.roster import RosterSource
 from workflows.contracts.trust.canonical import Digest, Name
-from workflows.contracts.trust.documents import Check, Mode
 from workflows.contracts.trust.errors import ConfigurationInvalid
+from workflows.contracts.trust.fields import Check, Mode
 
 if TYPE_CHECKING:
     from activities.keystores.context import KeystoreTerms

@@ -15,18 +15,13 @@ from temporalio import workflow
 
 from workflows.calls.concurrency import gather
 from workflows.contracts import names
-from workflows.contracts.messages import (
-    CheckDataKey,
-    DrillRequest,
-    DrillResult,
-    ProtectionHealth,
-    ShardHealth,
-    StoredProtection,
-    StoredShard,
-)
+from workflows.contracts.messages.keystore import CheckDataKey
+from workflows.contracts.messages.protection import StoredProtection, StoredShard
+from workflows.contracts.messages.requests import DrillRequest
+from workflows.contracts.messages.results import DrillResult, ProtectionHealth, ShardHealth
 from workflows.contracts.trust.canonical import Signed, decode64, digest
-from workflows.contracts.trust.documents import Manifest
 from workflows.contracts.trust.errors import CiphertextInvalid, KeystoreUnavailable, MasterKeyError
+from workflows.contracts.trust.protection import Manifest
 from workflows.contracts.trust.roster import Roster
 from workflows.steps.protect import Protecting
 from workflows.steps.prove import prove_data_key

@@ -13,16 +13,14 @@ from temporalio import workflow
 
 from workflows.calls.sessions import use_session, with_session
 from workflows.contracts import names
-from workflows.contracts.messages import (
-    InitRequest,
-    InitResult,
-    Protect,
-    SessionOpened,
-    StoredProtection,
-)
+from workflows.contracts.messages.protection import StoredProtection
+from workflows.contracts.messages.requests import InitRequest
+from workflows.contracts.messages.results import InitResult
+from workflows.contracts.messages.strongroom import Protect, SessionOpened
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.documents import Manifest, Plan, Target
 from workflows.contracts.trust.errors import KeystoreError, SessionLost
+from workflows.contracts.trust.plan import Plan, Target
+from workflows.contracts.trust.protection import Manifest
 from workflows.contracts.trust.roster import Roster, Strongroom
 from workflows.steps.protect import Protecting, Topology, choose_strongroom
 from workflows.steps.quorum import Quorum

@@ -12,18 +12,15 @@ from temporalio import workflow
 from workflows.calls.concurrency import gather
 from workflows.calls.keystores import call_keystore
 from workflows.contracts import names
-from workflows.contracts.messages import (
-    Begun,
-    ExecuteOrder,
-    KeystoreTold,
-    NoteOrder,
-    OrderRequest,
-    OrderResult,
-    ReportState,
-)
+from workflows.contracts.messages.keystore import NoteOrder, ReportState
+from workflows.contracts.messages.ledger import Begun, ExecuteOrder
+from workflows.contracts.messages.requests import OrderRequest
+from workflows.contracts.messages.results import KeystoreTold, OrderResult
 from workflows.contracts.trust.canonical import Signed, digest
-from workflows.contracts.trust.documents import KeystoreState, Manifest, Plan
 from workflows.contracts.trust.errors import MasterKeyError, PlanInvalid
+from workflows.contracts.trust.keystore import KeystoreState
+from workflows.contracts.trust.plan import Plan
+from workflows.contracts.trust.protection import Manifest
 from workflows.contracts.trust.roster import Roster
 from workflows.steps.notify import keys_of, tell_keystores
 from workflows.steps.open import source_of

@@ -16,14 +16,10 @@ from temporalio import workflow
 
 from workflows.calls.concurrency import gather
 from workflows.calls.failures import as_failure
-from workflows.contracts.messages import (
-    Begun,
-    ChangedPlan,
-    KeystoreHealth,
-    RecoverRequest,
-    ReshardResult,
-)
-from workflows.contracts.trust.documents import Plan
+from workflows.contracts.messages.ledger import Begun
+from workflows.contracts.messages.requests import ChangedPlan, RecoverRequest
+from workflows.contracts.messages.results import ReshardResult
+from workflows.contracts.messages.status import KeystoreHealth
 from workflows.contracts.trust.errors import (
     ApprovalInvalid,
     CeremonyEnded,
@@ -34,6 +30,7 @@ from workflows.contracts.trust.errors import (
     QuorumUnreachable,
     Stopped,
 )
+from workflows.contracts.trust.plan import Plan
 from workflows.contracts.trust.roster import Roster, Strongroom
 from workflows.steps.assess import GONE, LOST, USABLE, Assessment
 from workflows.steps.open import source_of

@@ -11,8 +11,9 @@ from datetime import timedelta
 
 from temporalio import workflow
 
-from workflows.contracts.messages import ReshardRequest, ReshardResult
-from workflows.contracts.trust.documents import Plan
+from workflows.contracts.messages.requests import ReshardRequest
+from workflows.contracts.messages.results import ReshardResult
+from workflows.contracts.trust.plan import Plan
 from workflows.contracts.trust.roster import Roster
 from workflows.steps.open import source_of
 from workflows.steps.protect import Topology, choose_strongroom

@@ -18,22 +18,15 @@ from temporalio import workflow
 from workflows.calls.concurrency import gather
 from workflows.calls.failures import as_failure
 from workflows.contracts import names
-from workflows.contracts.messages import (
-    HolderTold,
-    HoldingRecorded,
-    HoldRequest,
-    HoldResult,
-    RecordHolding,
-    SealRequest,
-    SealResult,
-    StopServing,
-)
-from workflows.contracts.trust.authority import check_stop
+from workflows.contracts.messages.keystore import StopServing
+from workflows.contracts.messages.ledger import HoldingRecorded, RecordHolding
+from workflows.contracts.messages.requests import HoldRequest, SealRequest
+from workflows.contracts.messages.results import HolderTold, HoldResult, SealResult
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.documents import Ended
 from workflows.contracts.trust.errors import ApprovalInvalid, MasterKeyError
 from workflows.contracts.trust.roster import Roster
 from workflows.contracts.trust.signatures import open_signed
+from workflows.contracts.trust.stop import Ended, check_stop
 from workflows.steps.ceremony import Ceremony
 from workflows.steps.notify import keys_of, tell_keystores
 from workflows.steps.protect import Protecting

@@ -12,17 +12,15 @@ from temporalio import workflow
 
 from workflows.calls.sessions import use_session
 from workflows.contracts import names
-from workflows.contracts.messages import (
-    Delivered,
-    Release,
-    SessionOpened,
-    StoredProtection,
-    UnsealRequest,
-    UnsealResult,
-)
-from workflows.contracts.trust.authority import check_request, custodians_of
-from workflows.contracts.trust.documents import Manifest, Plan, PlanRecipient, RecipientRequest
+from workflows.contracts.messages.protection import StoredProtection
+from workflows.contracts.messages.requests import UnsealRequest
+from workflows.contracts.messages.results import UnsealResult
+from workflows.contracts.messages.strongroom import Delivered, Release, SessionOpened
+from workflows.contracts.trust.authority import check_request
 from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.plan import Plan, PlanRecipient, RecipientRequest
+from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.quorum import custodians_of
 from workflows.contracts.trust.roster import Roster
 from workflows.steps.ceremony import parse_request
 from workflows.steps.open import Opening, source_of

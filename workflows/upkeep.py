@@ -16,16 +16,11 @@ from workflows.calls.concurrency import gather
 from workflows.calls.failures import as_failure, from_failure
 from workflows.calls.keystores import call_keystore
 from workflows.contracts import names
-from workflows.contracts.messages import (
-    Collect,
-    Collected,
-    CollectRequest,
-    Report,
-    ReportRequest,
-    ReportState,
-    SurveyRequest,
-    SurveyResult,
-)
+from workflows.contracts.messages.keystore import ReportState
+from workflows.contracts.messages.ledger import Collect, Collected
+from workflows.contracts.messages.report import Report, ReportRequest
+from workflows.contracts.messages.requests import CollectRequest, SurveyRequest
+from workflows.contracts.messages.results import SurveyResult
 from workflows.contracts.trust.canonical import Signed
 from workflows.contracts.trust.errors import MasterKeyError
 

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 
 from activities.crypto.envelope import DEK_BYTES
 from workflows.contracts.trust.canonical import canonical_json
-from workflows.contracts.trust.documents import KeystoreContext, Plan, SessionAnnouncement, Target
+from workflows.contracts.trust.plan import Plan, Target
+from workflows.contracts.trust.protection import KeystoreContext
+from workflows.contracts.trust.session import SessionAnnouncement
 
 Context = Mapping[str, str]
 """The fields that a wrapped DEK is bound to; all keys and values are text."""

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from workflows.contracts.trust.canonical import canonical_json
-from workflows.contracts.trust.documents import ShardBinding
 from workflows.contracts.trust.errors import CiphertextInvalid
+from workflows.contracts.trust.protection import ShardBinding
 
 MASTER_KEY_BYTES = 32
 DEK_BYTES = 32

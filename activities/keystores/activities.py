@@ -13,9 +13,8 @@ from activities.keystores.datakey import KeystoreCall
 from activities.oneshot.process import Pool
 from workflows.calls.failures import as_failure
 from workflows.contracts import names
-from workflows.contracts.messages import (
+from workflows.contracts.messages.keystore import (
     CheckDataKey,
-    DekAnswer,
     DescribeKey,
     GenerateDataKey,
     NoteCommit,
@@ -24,6 +23,7 @@ from workflows.contracts.messages import (
     StopServing,
     UnwrapDataKey,
 )
+from workflows.contracts.messages.protection import DekAnswer
 from workflows.contracts.trust.canonical import Message, Signed
 from workflows.contracts.trust.errors import ConfigurationInvalid, MasterKeyError
 

@@ -12,8 +12,8 @@ from activities.keystores.kinds.registry import open_keystore, parse_settings
 from activities.keystores.state import StateDirectory
 from activities.roster import RosterSource
 from workflows.contracts.trust.canonical import Message
-from workflows.contracts.trust.documents import Mode
-from workflows.contracts.trust.roster import RosterChain
+from workflows.contracts.trust.chain import RosterChain
+from workflows.contracts.trust.fields import Mode
 
 
 class KeystoreTerms(Message):

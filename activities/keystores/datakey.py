@@ -16,9 +16,8 @@ from activities.keystores import memory as orders
 from activities.keystores.context import Desk, KeystoreTerms
 from activities.keystores.kinds.base import KeyRef, WrappedKey
 from activities.oneshot.process import Channel
-from workflows.contracts.messages import (
+from workflows.contracts.messages.keystore import (
     CheckDataKey,
-    DekAnswer,
     DescribeKey,
     GenerateDataKey,
     NoteCommit,
@@ -27,6 +26,7 @@ from workflows.contracts.messages import (
     StopServing,
     UnwrapDataKey,
 )
+from workflows.contracts.messages.protection import DekAnswer
 from workflows.contracts.trust.authority import (
     RESHARDING,
     Granted,
@@ -34,22 +34,14 @@ from workflows.contracts.trust.authority import (
     check_protect,
     check_release,
     check_reshard,
-    check_session,
-    parse_plan,
 )
 from workflows.contracts.trust.canonical import Message, Signed, decode64, digest, encode64, seconds
-from workflows.contracts.trust.documents import (
-    CheckResponse,
-    DekResponse,
-    KeyDescription,
-    KeystoreContext,
-    Manifest,
-    ManifestShard,
-    SessionAnnouncement,
-    Work,
-    dek_info,
-)
 from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, KeyNotFound, ManifestInvalid
+from workflows.contracts.trust.fields import Work
+from workflows.contracts.trust.keystore import CheckResponse, KeyDescription
+from workflows.contracts.trust.plan import parse_plan
+from workflows.contracts.trust.protection import KeystoreContext, Manifest, ManifestShard
+from workflows.contracts.trust.session import DekResponse, SessionAnnouncement, check_session, dek_info
 
 
 class KeystoreCall(Message):

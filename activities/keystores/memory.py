@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 
 from activities.keystores.context import Desk
-from workflows.contracts.messages import NoteCommit, NoteOrder, ReportState, StopServing
-from workflows.contracts.trust.authority import check_manifest, check_order, check_proofs, check_stop
+from workflows.contracts.messages.keystore import NoteCommit, NoteOrder, ReportState, StopServing
+from workflows.contracts.trust.authority import check_manifest
 from workflows.contracts.trust.canonical import Signed, digest, seconds
-from workflows.contracts.trust.documents import KeystoreState, StateStatement
+from workflows.contracts.trust.keystore import KeystoreState, StateStatement, check_proofs
+from workflows.contracts.trust.order import check_order
+from workflows.contracts.trust.stop import check_stop
 
 
 def note_commit(desk: Desk, request: NoteCommit, now: datetime) -> Signed:

@@ -17,8 +17,8 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from workflows.contracts.trust.canonical import Message
-from workflows.contracts.trust.documents import Manifest
 from workflows.contracts.trust.errors import ConfigurationInvalid, ManifestInvalid, Stopped
+from workflows.contracts.trust.protection import Manifest
 
 
 class MasterKeyState(Message):

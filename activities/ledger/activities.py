@@ -21,32 +21,29 @@ from activities.ledger.store.ledger import Ledger, NewEvent
 from activities.roster import RosterSource
 from workflows.calls.failures import as_failure
 from workflows.contracts import names
-from workflows.contracts.messages import (
+from workflows.contracts.messages.ledger import (
     BeginCeremony,
     Begun,
     BundleExported,
-    CeremonySummary,
     CloseCeremony,
     Collect,
     Collected,
     Commit,
-    DrillResult,
     Event,
     ExecuteOrder,
     ExportBundle,
     HoldingRecorded,
     PlanMade,
-    ProtectionSummary,
     RecordEvents,
     RecordHolding,
-    Report,
-    ReportRequest,
     Stage,
 )
-from workflows.contracts.trust.authority import parse_plan
+from workflows.contracts.messages.report import CeremonySummary, ProtectionSummary, Report, ReportRequest
+from workflows.contracts.messages.results import DrillResult
 from workflows.contracts.trust.canonical import format_time
-from workflows.contracts.trust.documents import Manifest
 from workflows.contracts.trust.errors import CeremonyEnded, LedgerConflict, MasterKeyError, NotKnown, PlanInvalid
+from workflows.contracts.trust.plan import parse_plan
+from workflows.contracts.trust.protection import Manifest
 
 ABANDONED = "ended from outside before it was done"
 """What stands in the record of a ceremony that did not close itself."""

@@ -15,7 +15,8 @@ from activities.oneshot.process import OneShot, Pool
 from activities.strongroom.session import SessionWork
 from workflows.calls.failures import as_failure
 from workflows.contracts import names
-from workflows.contracts.messages import (
+from workflows.contracts.messages.protection import StoredProtection
+from workflows.contracts.messages.strongroom import (
     Delivered,
     HoldSession,
     OpenSession,
@@ -24,11 +25,10 @@ from workflows.contracts.messages import (
     Reshard,
     SessionOpened,
     SessionTerms,
-    StoredProtection,
 )
-from workflows.contracts.trust.authority import SESSION_LIFETIME
 from workflows.contracts.trust.canonical import Message, Signed
 from workflows.contracts.trust.errors import MasterKeyError, SessionLost
+from workflows.contracts.trust.validity import SESSION_LIFETIME
 
 M = TypeVar("M", bound=Message)
 

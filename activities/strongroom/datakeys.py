@@ -7,21 +7,17 @@ from datetime import datetime
 
 from activities.crypto import hpke
 from activities.identity import Identity
-from workflows.contracts.messages import DekAnswer
-from workflows.contracts.trust.authority import CLOCK_SKEW, SESSION_LIFETIME, Granted, check_time
+from workflows.contracts.messages.protection import DekAnswer
+from workflows.contracts.trust.authority import Granted
 from workflows.contracts.trust.canonical import decode64, digest
-from workflows.contracts.trust.documents import (
-    DekResponse,
-    KeystoreContext,
-    Mechanism,
-    Plan,
-    SessionAnnouncement,
-    ShardBinding,
-    dek_info,
-)
+from workflows.contracts.trust.chain import RosterChain
 from workflows.contracts.trust.errors import ApprovalInvalid
-from workflows.contracts.trust.roster import RosterChain
+from workflows.contracts.trust.fields import Mechanism
+from workflows.contracts.trust.plan import Plan
+from workflows.contracts.trust.protection import KeystoreContext, ShardBinding
+from workflows.contracts.trust.session import DekResponse, SessionAnnouncement, dek_info
 from workflows.contracts.trust.signatures import open_signed
+from workflows.contracts.trust.validity import CLOCK_SKEW, SESSION_LIFETIME, check_time
 
 
 @dataclass(frozen=True)

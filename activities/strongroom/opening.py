@@ -7,11 +7,12 @@ from datetime import datetime
 
 from activities.crypto import envelope, shamir
 from activities.strongroom.datakeys import Session, open_data_key
-from workflows.contracts.messages import DekAnswer, StoredProtection, StoredShard
+from workflows.contracts.messages.protection import DekAnswer, StoredProtection, StoredShard
 from workflows.contracts.trust.authority import Granted
 from workflows.contracts.trust.canonical import decode64, digest
-from workflows.contracts.trust.documents import DekResponse, Manifest, ManifestShard
 from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid
+from workflows.contracts.trust.protection import Manifest, ManifestShard
+from workflows.contracts.trust.session import DekResponse
 from workflows.contracts.trust.signatures import open_signed
 
 

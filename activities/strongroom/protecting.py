@@ -9,18 +9,13 @@ from datetime import datetime
 from activities.crypto import envelope, shamir
 from activities.crypto.context import context_for
 from activities.strongroom.datakeys import Session, open_data_key
-from workflows.contracts.messages import DekAnswer, StoredProtection, StoredShard
+from workflows.contracts.messages.protection import DekAnswer, StoredProtection, StoredShard
 from workflows.contracts.trust.authority import Granted
 from workflows.contracts.trust.canonical import digest, encode64, seconds
-from workflows.contracts.trust.documents import (
-    KeystoreContext,
-    Manifest,
-    ManifestShard,
-    Mechanism,
-    ShardBinding,
-    Target,
-)
 from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, ConfigurationInvalid
+from workflows.contracts.trust.fields import Mechanism
+from workflows.contracts.trust.plan import Target
+from workflows.contracts.trust.protection import KeystoreContext, Manifest, ManifestShard, ShardBinding
 
 
 def make_protection(

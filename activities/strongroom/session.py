@@ -20,18 +20,15 @@ from activities.roster import RosterSource
 from activities.strongroom.datakeys import Session
 from activities.strongroom.opening import open_protection
 from activities.strongroom.protecting import make_protection
-from workflows.contracts.messages import Delivered, Protect, Release, Reshard, SessionTerms, StoredProtection
-from workflows.contracts.trust.authority import (
-    SESSION_LIFETIME,
-    Granted,
-    check_protect,
-    check_release,
-    check_reshard,
-    parse_plan,
-)
+from workflows.contracts.messages.protection import StoredProtection
+from workflows.contracts.messages.strongroom import Delivered, Protect, Release, Reshard, SessionTerms
+from workflows.contracts.trust.authority import Granted, check_protect, check_release, check_reshard
 from workflows.contracts.trust.canonical import Message, Signed, digest, encode64, seconds
-from workflows.contracts.trust.documents import SUITE, Delivery, SessionAnnouncement, Work, delivery_info
 from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.fields import SUITE, Work
+from workflows.contracts.trust.plan import parse_plan
+from workflows.contracts.trust.session import Delivery, SessionAnnouncement, delivery_info
+from workflows.contracts.trust.validity import SESSION_LIFETIME
 
 
 class SessionWork(Message):

@@ -12,7 +12,7 @@ from tests.attacker.flows import Ceremonies
 from tests.attacker.orchestrator import Hostile, hostile
 from tests.attacker.people import People
 from tests.conftest import Installation
-from workflows.contracts.messages import StoredProtection
+from workflows.contracts.messages.protection import StoredProtection
 
 
 @pytest.fixture(scope="session")

@@ -17,22 +17,15 @@ from tests.attacker.orchestrator import result_of
 from tests.attacker.people import People, manifest_of
 from tests.world import now
 from workers.client import ceremonies as ceremony_client
-from workflows.contracts.messages import (
-    CeremonyStatus,
-    Delivered,
-    InitRequest,
-    InitResult,
-    ShardRequest,
-    StoredProtection,
-    StoredShard,
-    UnsealRequest,
-    UnsealResult,
-)
+from workflows.contracts.messages.protection import StoredProtection, StoredShard
+from workflows.contracts.messages.requests import InitRequest, ShardRequest, UnsealRequest
+from workflows.contracts.messages.results import InitResult, UnsealResult
+from workflows.contracts.messages.status import CeremonyStatus
+from workflows.contracts.messages.strongroom import Delivered
 from workflows.contracts.names import new_ceremony_id
-from workflows.contracts.trust.authority import parse_plan
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.documents import Plan, RecipientRequest
 from workflows.contracts.trust.errors import MasterKeyError
+from workflows.contracts.trust.plan import Plan, RecipientRequest, parse_plan
 
 QUORUM = ("alice", "carol", "dave")
 EVERYBODY = ("alice", "bob", "carol", "dave", "erin")

@@ -23,26 +23,22 @@ from temporalio.exceptions import ActivityError, ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from workflows.contracts import names
-from workflows.contracts.messages import (
+from workflows.contracts.messages.keystore import (
     CheckDataKey,
-    DekAnswer,
-    Delivered,
     DescribeKey,
     GenerateDataKey,
     NoteCommit,
     NoteOrder,
-    Protect,
-    Release,
-    Reshard,
-    SessionOpened,
     StopServing,
-    StoredProtection,
     UnwrapDataKey,
 )
-from workflows.contracts.trust.authority import Authority
+from workflows.contracts.messages.protection import DekAnswer, StoredProtection
+from workflows.contracts.messages.strongroom import Delivered, Protect, Release, Reshard, SessionOpened
 from workflows.contracts.trust.canonical import Message, Signed
-from workflows.contracts.trust.documents import KeystoreState, Plan, StateStatement
 from workflows.contracts.trust.errors import BY_NAME
+from workflows.contracts.trust.keystore import KeystoreState, StateStatement
+from workflows.contracts.trust.plan import Plan
+from workflows.contracts.trust.quorum import Authority
 
 M = TypeVar("M", bound=Message)
 

@@ -12,10 +12,11 @@ from activities.roster import RosterSource
 from tests.world import World
 from workers.client.ssh import public_key_of, sign_with_key
 from workers.local.stack import CUSTODIANS, Stack
-from workflows.contracts.messages import StoredProtection
+from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.names import new_ceremony_id
 from workflows.contracts.trust.canonical import Document, Signed
-from workflows.contracts.trust.documents import Manifest, Plan, RecipientRequest
+from workflows.contracts.trust.plan import Plan, RecipientRequest
+from workflows.contracts.trust.protection import Manifest
 from workflows.contracts.trust.signatures import fingerprint
 
 

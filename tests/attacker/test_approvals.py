@@ -20,10 +20,10 @@ from tests.attacker.orchestrator import Hostile
 from tests.attacker.people import People
 from tests.world import now
 from workers.client import ceremonies as ceremony_client
-from workflows.contracts.messages import StoredProtection
+from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.documents import Approval, Plan
 from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.plan import Approval, Plan
 
 
 @dataclass(frozen=True)

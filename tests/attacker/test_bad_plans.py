@@ -15,11 +15,9 @@ from tests.attacker.orchestrator import Hostile, altered_ledger
 from tests.attacker.people import People, manifest_of
 from tests.conftest import Installation
 from tests.world import NAMES, now
-from workflows.contracts.messages import StoredProtection
+from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.names import new_ceremony_id
-from workflows.contracts.trust.authority import Authority
 from workflows.contracts.trust.canonical import Signed, canonical_json, digest
-from workflows.contracts.trust.documents import Approval, Plan, Target, TargetShard
 from workflows.contracts.trust.errors import (
     ApprovalInvalid,
     KeyNotFound,
@@ -28,6 +26,8 @@ from workflows.contracts.trust.errors import (
     NameTaken,
     PlanInvalid,
 )
+from workflows.contracts.trust.plan import Approval, Plan, Target, TargetShard
+from workflows.contracts.trust.quorum import Authority
 
 BAO = [f"bao-{n}" for n in range(1, 6)]
 

@@ -16,10 +16,12 @@ from tests.attacker.people import People
 from tests.attacker.test_bad_plans import approved, both_refuse, changed_shard, good_target
 from tests.conftest import Installation
 from workers.client import ceremonies as ceremony_client
-from workflows.contracts.messages import ReportRequest, StoredProtection, UnsealResult
+from workflows.contracts.messages.protection import StoredProtection
+from workflows.contracts.messages.report import ReportRequest
+from workflows.contracts.messages.results import UnsealResult
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.documents import Approval, RecipientRequest
 from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.plan import Approval, RecipientRequest
 
 
 @pytest.fixture(scope="module")

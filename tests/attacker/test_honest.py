@@ -8,7 +8,7 @@ from activities.crypto.hpke import PrivateKey
 from tests.attacker.flows import QUORUM, Ceremonies
 from tests.attacker.orchestrator import Hostile
 from tests.attacker.people import People
-from workflows.contracts.messages import StoredProtection
+from workflows.contracts.messages.protection import StoredProtection
 
 
 async def test_the_honest_ceremonies_release_both_masterkeys(

@@ -16,7 +16,7 @@ from tests.attacker.people import People, manifest_of
 from tests.attacker.test_bad_plans import good_target
 from tests.attacker.test_release import scene_of
 from tests.conftest import Installation
-from workflows.contracts.messages import StoredProtection
+from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.names import new_ceremony_id
 from workflows.contracts.trust.errors import ManifestInvalid
 

@@ -15,7 +15,8 @@ from tests.attacker.people import People, manifest_of
 from tests.attacker.test_release import forged
 from tests.conftest import Installation
 from workers.client import ceremonies as ceremony_client
-from workflows.contracts.messages import ReportRequest, StoredProtection
+from workflows.contracts.messages.protection import StoredProtection
+from workflows.contracts.messages.report import ReportRequest
 from workflows.contracts.names import new_ceremony_id
 from workflows.contracts.trust.canonical import decode64, encode64
 from workflows.contracts.trust.errors import (

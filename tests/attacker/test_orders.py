@@ -17,12 +17,13 @@ from tests.attacker.people import People, manifest_of
 from tests.attacker.test_release import scene_of
 from tests.attacker.test_reshard import plan_for, target_of
 from tests.conftest import Installation
-from workflows.contracts.messages import StoredProtection
+from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.names import new_ceremony_id
-from workflows.contracts.trust.authority import Authority
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.documents import Plan, Stop
 from workflows.contracts.trust.errors import ApprovalInvalid, ManifestInvalid, MasterKeyError, Stopped
+from workflows.contracts.trust.plan import Plan
+from workflows.contracts.trust.quorum import Authority
+from workflows.contracts.trust.stop import Stop
 
 BAO = [f"bao-{n}" for n in range(1, 6)]
 

@@ -25,25 +25,19 @@ from tests.conftest import Installation
 from tests.world import now
 from workers.local.stack import KeystoreSetup, Stack
 from workflows.contracts import names
-from workflows.contracts.messages import Delivered, StoredProtection, UnsealResult
+from workflows.contracts.messages.protection import StoredProtection
+from workflows.contracts.messages.results import UnsealResult
+from workflows.contracts.messages.strongroom import Delivered
 from workflows.contracts.names import new_ceremony_id
-from workflows.contracts.trust.authority import SESSION_LIFETIME
 from workflows.contracts.trust.canonical import digest, encode64, seconds
-from workflows.contracts.trust.documents import (
-    SUITE,
-    DekResponse,
-    Delivery,
-    KeyDescription,
-    Plan,
-    RecipientRequest,
-    SessionAnnouncement,
-    Target,
-    TargetShard,
-    dek_info,
-    delivery_info,
-)
+from workflows.contracts.trust.chain import RosterFile, RosterVersion
 from workflows.contracts.trust.errors import ApprovalInvalid, PlanInvalid, QuorumUnreachable, RosterInvalid
-from workflows.contracts.trust.roster import Custodian, Roster, RosterFile, RosterVersion
+from workflows.contracts.trust.fields import SUITE
+from workflows.contracts.trust.keystore import KeyDescription
+from workflows.contracts.trust.plan import Plan, RecipientRequest, Target, TargetShard
+from workflows.contracts.trust.roster import Custodian, Roster
+from workflows.contracts.trust.session import DekResponse, Delivery, SessionAnnouncement, dek_info, delivery_info
+from workflows.contracts.trust.validity import SESSION_LIFETIME
 
 SITE_NAMES = tuple(f"site-{n}" for n in range(20))
 

@@ -22,19 +22,14 @@ from tests.attacker.test_approvals import both_refuse
 from tests.attacker.test_bad_plans import good_target
 from tests.conftest import Installation
 from tests.world import now
-from workflows.contracts.messages import StoredProtection
+from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.names import new_ceremony_id
-from workflows.contracts.trust.authority import Authority
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.documents import (
-    KeystoreContext,
-    Manifest,
-    Plan,
-    PlanRecipient,
-    RecipientRequest,
-    SessionAnnouncement,
-)
 from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, ManifestInvalid
+from workflows.contracts.trust.plan import Plan, PlanRecipient, RecipientRequest
+from workflows.contracts.trust.protection import KeystoreContext, Manifest
+from workflows.contracts.trust.quorum import Authority
+from workflows.contracts.trust.session import SessionAnnouncement
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from tests.attacker.people import People, manifest_of
 from tests.attacker.test_release import Scene, forged, scene_of
 from tests.attacker.test_strongroom import deks_for, own_dek
 from tests.conftest import Installation
-from workflows.contracts.messages import StoredProtection
+from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.names import new_ceremony_id
-from workflows.contracts.trust.authority import Authority
-from workflows.contracts.trust.documents import Plan, Target, TargetShard
 from workflows.contracts.trust.errors import ApprovalInvalid, ManifestInvalid, MasterKeyError, PlanInvalid
+from workflows.contracts.trust.plan import Plan, Target, TargetShard
+from workflows.contracts.trust.quorum import Authority
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -180,7 +180,7 @@ async def test_an_approved_reshard_uses_no_other_strongroom(
     plan, mallory = plan_for(people, victim), generate_identity(tmp_path / "mallory")
     authority = people.authority(plan, QUORUM)
     opened = await attacker.open(plan, "reshard")
-    from workflows.contracts.trust.documents import SessionAnnouncement
+    from workflows.contracts.trust.session import SessionAnnouncement
 
     genuine = SessionAnnouncement.parse(opened.announcement.document.encode())
     mine = genuine.model_copy(update={"hpke_public_key": PrivateKey().public_key})

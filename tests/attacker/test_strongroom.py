@@ -19,12 +19,13 @@ from tests.attacker.test_bad_plans import good_target
 from tests.attacker.test_release import Scene, scene_of
 from tests.conftest import Installation
 from tests.world import now
-from workflows.contracts.messages import DekAnswer, Delivered, SessionOpened, StoredProtection
+from workflows.contracts.messages.protection import DekAnswer, StoredProtection
+from workflows.contracts.messages.strongroom import Delivered, SessionOpened
 from workflows.contracts.names import new_ceremony_id
-from workflows.contracts.trust.authority import Authority
 from workflows.contracts.trust.canonical import Signed, decode64, digest, encode64
-from workflows.contracts.trust.documents import DekResponse, Delivery, SessionAnnouncement, dek_info, delivery_info
 from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, SessionLost
+from workflows.contracts.trust.quorum import Authority
+from workflows.contracts.trust.session import DekResponse, Delivery, SessionAnnouncement, dek_info, delivery_info
 
 
 @pytest.fixture(scope="module")

@@ -27,17 +27,13 @@ from tests.bench import targets
 from tests.bench.measure import Collected, Row, Series, milliseconds_since, take_turns_async
 from tests.bench.unseals import Unseals
 from workers.config import Configuration
-from workflows.contracts.messages import (
-    DekAnswer,
-    Release,
-    SessionTerms,
-    StoredProtection,
-    StoredShard,
-    UnwrapDataKey,
-)
-from workflows.contracts.trust.authority import Authority
+from workflows.contracts.messages.keystore import UnwrapDataKey
+from workflows.contracts.messages.protection import DekAnswer, StoredProtection, StoredShard
+from workflows.contracts.messages.strongroom import Release, SessionTerms
 from workflows.contracts.trust.canonical import Message, Signed, seconds
-from workflows.contracts.trust.documents import Manifest, Plan, PlanRecipient, RecipientRequest, Source
+from workflows.contracts.trust.plan import Plan, PlanRecipient, RecipientRequest, Source
+from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.quorum import Authority
 
 KEYSTORE = "bao-1"
 MEBI = 1024 * 1024

@@ -28,11 +28,13 @@ from tests.bench.measure import Row, milliseconds_since, take_turns_async
 from tests.conftest import Installation
 from workers.client import ceremonies as ceremony_client
 from workers.local.process import Service, launch_service, wait_until_ready
-from workflows.contracts.messages import InitRequest, InitResult, ShardRequest, UnsealRequest, UnsealResult
+from workflows.contracts.messages.requests import InitRequest, ShardRequest, UnsealRequest
+from workflows.contracts.messages.results import InitResult, UnsealResult
 from workflows.contracts.names import new_ceremony_id
-from workflows.contracts.trust.authority import parse_plan
 from workflows.contracts.trust.canonical import Signed, seconds
-from workflows.contracts.trust.documents import SUITE, Approval, Manifest, Mode, RecipientRequest
+from workflows.contracts.trust.fields import SUITE, Mode
+from workflows.contracts.trust.plan import Approval, RecipientRequest, parse_plan
+from workflows.contracts.trust.protection import Manifest
 
 APPROVERS = ("carol", "dave", "erin")
 SHAPES: dict[Mode, tuple[int, int]] = {"seal": (1, 2), "sss": (3, 5)}

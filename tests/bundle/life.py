@@ -14,7 +14,7 @@ from activities.ledger.store.ledger import Ledger
 from activities.strongroom import session
 from tests.strongroom.test_reshard import Resharding
 from tests.world import NAMES, World, now
-from workflows.contracts.messages import (
+from workflows.contracts.messages.ledger import (
     BeginCeremony,
     Begun,
     CloseCeremony,
@@ -24,17 +24,17 @@ from workflows.contracts.messages import (
     Event,
     ExecuteOrder,
     PlanMade,
-    Protect,
     RecordEvents,
     RecordHolding,
-    Release,
-    Reshard,
     Stage,
-    StoredProtection,
 )
-from workflows.contracts.trust.authority import Authority
+from workflows.contracts.messages.protection import StoredProtection
+from workflows.contracts.messages.strongroom import Protect, Release, Reshard
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.documents import Action, Ended, Plan, Target
+from workflows.contracts.trust.fields import Action
+from workflows.contracts.trust.plan import Plan, Target
+from workflows.contracts.trust.quorum import Authority
+from workflows.contracts.trust.stop import Ended
 
 QUORUM = NAMES[:3]
 NAME = "eu10"

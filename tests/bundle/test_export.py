@@ -16,7 +16,7 @@ from activities.roster import RosterSource
 from tests.bundle.conftest import Lived
 from tests.bundle.life import NAME, QUORUM, Life, world_keystores
 from tests.ledger.samples import tamper
-from workflows.contracts.messages import BundleExported, ExportBundle, Stage
+from workflows.contracts.messages.ledger import BundleExported, ExportBundle, Stage
 from workflows.contracts.trust.canonical import digest
 from workflows.contracts.trust.errors import BundleInvalid, LedgerCorrupt, NotKnown, RosterInvalid
 

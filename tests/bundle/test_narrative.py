@@ -10,7 +10,7 @@ from activities.ledger.log.describe import UNVERIFIED, tell
 from activities.ledger.log.events import OWN
 from activities.ledger.log.records import EventRecord
 from tests.bundle.conftest import Lived
-from workflows.contracts.trust.roster import RosterChain
+from workflows.contracts.trust.chain import RosterChain
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.bundle.conftest import Lived
 from tests.bundle.life import NAME, QUORUM, Life, world_keystores
 from tests.bundle.tampering import altered, as_older_ledger, events_of, leaves, other, replaced, rewritten, with_body
 from tests.world import NAMES, World, now
-from workflows.contracts.messages import Event
+from workflows.contracts.messages.ledger import Event
 from workflows.contracts.trust.canonical import canonical_json, digest
 from workflows.contracts.trust.errors import BundleInvalid
 from workflows.contracts.trust.roster import ChangeQuorum, Governance

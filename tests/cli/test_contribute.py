@@ -163,7 +163,7 @@ def test_a_ceremony_that_is_refused_ends_the_contribution_with_its_reason(house:
 @pytest.mark.slow
 def test_a_drill_asks_the_custodian_and_gets_a_proof_alone(house: House) -> None:
     name = house.init()
-    from workflows.contracts.messages import DrillRequest
+    from workflows.contracts.messages.requests import DrillRequest
     from workflows.contracts.names import new_ceremony_id
 
     request = DrillRequest(master_key=name, ceremony=new_ceremony_id(name, "drill"), offline_seconds=60)

@@ -24,18 +24,12 @@ from tests.world import NAMES, UNSEAL, World, now
 from workers.client import contribute as contribution
 from workers.client.contribute import Contributor
 from workers.client.offline_keystore import Custody
-from workflows.contracts.messages import (
-    CeremonyStatus,
-    CheckDataKey,
-    Contribution,
-    DekAnswer,
-    Release,
-    UnwrapDataKey,
-    Wanted,
-)
-from workflows.contracts.trust.authority import Authority
+from workflows.contracts.messages.keystore import CheckDataKey, UnwrapDataKey
+from workflows.contracts.messages.protection import DekAnswer
+from workflows.contracts.messages.requests import Contribution, Wanted
+from workflows.contracts.messages.status import CeremonyStatus
+from workflows.contracts.messages.strongroom import Release
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.documents import CheckResponse, Plan, TargetShard
 from workflows.contracts.trust.errors import (
     ApprovalInvalid,
     CeremonyEnded,
@@ -45,6 +39,9 @@ from workflows.contracts.trust.errors import (
     RosterInvalid,
     SessionLost,
 )
+from workflows.contracts.trust.keystore import CheckResponse
+from workflows.contracts.trust.plan import Plan, TargetShard
+from workflows.contracts.trust.quorum import Authority
 from workflows.contracts.trust.signatures import open_signed
 
 PRESENT = Contribution(keystore="ks-5", present=True)

@@ -22,7 +22,7 @@ from workers.cli import roster as commands
 from workers.client.paper import COLUMNS, Page, PageInvalid, read_page
 from workers.config import Configuration
 from workers.output import OPTIONS
-from workflows.contracts.trust.roster import parse_roster_file, verify_chain
+from workflows.contracts.trust.chain import parse_roster_file, verify_chain
 
 GENESIS = "sha256:" + "0" * 64
 PRINTED = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)

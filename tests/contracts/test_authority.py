@@ -12,22 +12,17 @@ import pytest
 from activities.crypto.hpke import PrivateKey
 from tests.strongroom.test_session import Ceremony, manifest_of
 from tests.world import NAMES, World, acting, now
-from workflows.contracts.messages import StoredProtection
-from workflows.contracts.trust.authority import (
-    CLOCK_SKEW,
-    MAXIMUM_CEREMONY,
-    check_manifest,
-    check_protect,
-    check_release,
-    check_stop,
-    check_target,
-    check_time,
-    shards_released_by,
-)
+from workflows.contracts.messages.protection import StoredProtection
+from workflows.contracts.trust.authority import check_manifest, check_protect, check_release
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.documents import Target
+from workflows.contracts.trust.chain import RosterChain
 from workflows.contracts.trust.errors import ApprovalInvalid, ManifestInvalid, PlanInvalid, RosterInvalid
-from workflows.contracts.trust.roster import Governance, RosterChain
+from workflows.contracts.trust.plan import Target
+from workflows.contracts.trust.quorum import shards_released_by
+from workflows.contracts.trust.roster import Governance
+from workflows.contracts.trust.stop import check_stop
+from workflows.contracts.trust.topology import check_target
+from workflows.contracts.trust.validity import CLOCK_SKEW, MAXIMUM_CEREMONY, check_time
 
 
 @pytest.fixture(scope="module")

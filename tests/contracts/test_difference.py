@@ -9,7 +9,7 @@ import pytest
 from tests.strongroom.test_session import Ceremony, manifest_of
 from tests.world import KEYSTORES, World
 from workflows.contracts.trust.difference import difference
-from workflows.contracts.trust.documents import Manifest
+from workflows.contracts.trust.protection import Manifest
 
 
 @pytest.fixture(scope="module")

@@ -15,28 +15,15 @@ from activities.keystores import memory as orders
 from tests.strongroom.test_reshard import Resharding
 from tests.strongroom.test_session import Ceremony, manifest_of
 from tests.world import KEYSTORES, NAMES, MemoryKeystore, World, now
-from workflows.contracts.messages import StopServing
+from workflows.contracts.messages.keystore import StopServing
 from workflows.contracts.trust.canonical import Document, Signed, canonical_json, digest
-from workflows.contracts.trust.documents import (
-    Approval,
-    CheckResponse,
-    DekResponse,
-    Delivery,
-    Ended,
-    KeyDescription,
-    KeystoreContext,
-    Manifest,
-    Plan,
-    RecipientRequest,
-    SessionAnnouncement,
-    ShardBinding,
-    StateStatement,
-    Stop,
-    dek_info,
-    delivery_info,
-)
 from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid
+from workflows.contracts.trust.keystore import CheckResponse, KeyDescription, StateStatement
+from workflows.contracts.trust.plan import Approval, Plan, RecipientRequest
+from workflows.contracts.trust.protection import KeystoreContext, Manifest, ShardBinding
+from workflows.contracts.trust.session import DekResponse, Delivery, SessionAnnouncement, dek_info, delivery_info
 from workflows.contracts.trust.signatures import open_signed
+from workflows.contracts.trust.stop import Ended, Stop
 
 OTHER: dict[str, Any] = {
     "purpose": "emergency",

@@ -13,8 +13,8 @@ import pytest
 
 from tests.world import World
 from workflows.contracts.trust.canonical import Document, canonical_json
-from workflows.contracts.trust.documents import Plan, Target
 from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.plan import Plan, Target
 from workflows.contracts.trust.roster import KeystoreWorker, Roster
 
 PLAN = (

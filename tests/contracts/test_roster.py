@@ -11,12 +11,7 @@ import pytest
 
 from tests.world import NAMES, World, now, rsa_custodian, sign_file
 from workflows.contracts.trust.canonical import canonical_json
-from workflows.contracts.trust.errors import ApprovalInvalid, PlanInvalid, RosterInvalid
-from workflows.contracts.trust.roster import (
-    ChangeQuorum,
-    Custodian,
-    Governance,
-    Roster,
+from workflows.contracts.trust.chain import (
     RosterChain,
     RosterFile,
     RosterVersion,
@@ -24,6 +19,8 @@ from workflows.contracts.trust.roster import (
     signers_of,
     verify_chain,
 )
+from workflows.contracts.trust.errors import ApprovalInvalid, PlanInvalid, RosterInvalid
+from workflows.contracts.trust.roster import ChangeQuorum, Custodian, Governance, Roster
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from activities.crypto.hpke import PrivateKey
 from tests.strongroom.test_session import Ceremony
 from tests.world import KEYSTORES, World
 from workflows.contracts.trust.canonical import canonical_json
-from workflows.contracts.trust.documents import Plan
 from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.plan import Plan
 from workflows.contracts.trust.statement import render_approval, render_plan, render_stop
 
 

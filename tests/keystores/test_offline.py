@@ -24,17 +24,10 @@ from activities.strongroom import session
 from tests.keystores.contract import CONTEXT, KeystoreContract, new_dek
 from tests.strongroom.test_session import Ceremony, manifest_of
 from tests.world import KEYSTORES, NAMES, World, now
-from workflows.contracts.messages import (
-    CheckDataKey,
-    DekAnswer,
-    GenerateDataKey,
-    Protect,
-    StoredProtection,
-    UnwrapDataKey,
-)
-from workflows.contracts.trust.authority import Authority
+from workflows.contracts.messages.keystore import CheckDataKey, GenerateDataKey, UnwrapDataKey
+from workflows.contracts.messages.protection import DekAnswer, StoredProtection
+from workflows.contracts.messages.strongroom import Protect
 from workflows.contracts.trust.canonical import Signed, decode64, encode64
-from workflows.contracts.trust.documents import CLASSICAL, CheckResponse, DekResponse, TargetShard
 from workflows.contracts.trust.errors import (
     ApprovalInvalid,
     CiphertextInvalid,
@@ -42,7 +35,12 @@ from workflows.contracts.trust.errors import (
     KeystoreAccessDenied,
     ManifestInvalid,
 )
+from workflows.contracts.trust.fields import CLASSICAL
+from workflows.contracts.trust.keystore import CheckResponse
+from workflows.contracts.trust.plan import TargetShard
+from workflows.contracts.trust.quorum import Authority
 from workflows.contracts.trust.roster import KeystoreWorker
+from workflows.contracts.trust.session import DekResponse
 from workflows.contracts.trust.signatures import open_signed
 
 # The pair that age's own tests use.

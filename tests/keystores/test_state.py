@@ -13,8 +13,8 @@ import pytest
 from activities.keystores.state import MasterKeyState, StateDirectory, WorkerState
 from tests.strongroom.test_session import Ceremony, as_epoch, manifest_of
 from tests.world import World
-from workflows.contracts.trust.documents import Manifest
 from workflows.contracts.trust.errors import ConfigurationInvalid, ManifestInvalid, Stopped
+from workflows.contracts.trust.protection import Manifest
 
 FIRST, SECOND = "sha256:" + "1" * 64, "sha256:" + "2" * 64
 

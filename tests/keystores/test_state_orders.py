@@ -16,18 +16,16 @@ from activities.keystores.kinds.base import KeyRef
 from tests.strongroom.test_reshard import Resharding, released
 from tests.strongroom.test_session import as_epoch, manifest_of, resigned
 from tests.world import KEYSTORES, NAMES, MemoryKeystore, World, now
-from workflows.contracts.messages import (
-    NoteOrder,
-    ReportState,
-    StopServing,
-    StoredProtection,
-    UnwrapDataKey,
-)
-from workflows.contracts.trust.authority import MAXIMUM_CEREMONY, Authority
+from workflows.contracts.messages.keystore import NoteOrder, ReportState, StopServing, UnwrapDataKey
+from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.trust.canonical import Signed, digest
-from workflows.contracts.trust.documents import CheckResponse, Plan, StateStatement, Stop
 from workflows.contracts.trust.errors import ApprovalInvalid, ManifestInvalid, Stopped
+from workflows.contracts.trust.keystore import CheckResponse, StateStatement
+from workflows.contracts.trust.plan import Plan
+from workflows.contracts.trust.quorum import Authority
 from workflows.contracts.trust.signatures import open_signed
+from workflows.contracts.trust.stop import Stop
+from workflows.contracts.trust.validity import MAXIMUM_CEREMONY
 
 OTHER = "sha256:" + "5" * 64
 

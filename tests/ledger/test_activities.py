@@ -16,9 +16,12 @@ from tests.bundle.life import NAME, QUORUM, Life, world_keystores
 from tests.ledger.conftest import Shared
 from tests.ledger.samples import sql
 from tests.world import World, now
-from workflows.contracts.messages import ExecuteOrder, PlanMade, Report, ReportRequest, StoredProtection
+from workflows.contracts.messages.ledger import ExecuteOrder, PlanMade
+from workflows.contracts.messages.protection import StoredProtection
+from workflows.contracts.messages.report import Report, ReportRequest
 from workflows.contracts.trust.canonical import digest, format_time
-from workflows.contracts.trust.documents import CheckResponse, Stop
+from workflows.contracts.trust.keystore import CheckResponse
+from workflows.contracts.trust.stop import Stop
 
 
 @pytest.fixture(scope="session")

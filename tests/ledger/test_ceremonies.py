@@ -9,8 +9,8 @@ import pytest
 from activities.ledger.store.ledger import Ledger
 from tests.ledger.samples import START, Clock, ceremony, sql, tamper, types
 from workflows.contracts.trust.canonical import digest
-from workflows.contracts.trust.documents import Plan
 from workflows.contracts.trust.errors import ApprovalInvalid, CeremonyEnded, LedgerConflict, LedgerCorrupt, NotKnown
+from workflows.contracts.trust.plan import Plan
 
 PLAN = '{"action":"init"}'
 

@@ -19,7 +19,7 @@ from tests.ledger.samples import (
     tamper,
     types,
 )
-from workflows.contracts.messages import DrillResult
+from workflows.contracts.messages.results import DrillResult
 from workflows.contracts.trust.canonical import digest
 from workflows.contracts.trust.errors import CeremonyEnded, LedgerConflict, LedgerCorrupt, NotKnown, PlanInvalid
 

@@ -20,7 +20,7 @@ from tests.life.test_reshard import approve_waiting, change, unseal
 from tests.support import eventually
 from workflows.contracts import names
 from workflows.contracts.trust.canonical import seconds
-from workflows.contracts.trust.documents import Stop
+from workflows.contracts.trust.stop import Stop
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -19,17 +19,10 @@ from activities.strongroom import session
 from activities.strongroom.datakeys import Session
 from tests.strongroom.test_session import Ceremony, manifest_of, resigned
 from tests.world import KEYSTORES, NAMES, World, acting, now
-from workflows.contracts.messages import (
-    DekAnswer,
-    GenerateDataKey,
-    Protect,
-    Release,
-    Reshard,
-    StoredProtection,
-)
-from workflows.contracts.trust.authority import Authority
+from workflows.contracts.messages.keystore import GenerateDataKey
+from workflows.contracts.messages.protection import DekAnswer, StoredProtection
+from workflows.contracts.messages.strongroom import Protect, Release, Reshard
 from workflows.contracts.trust.canonical import Signed, decode64, digest, encode64
-from workflows.contracts.trust.documents import DekResponse, Plan, PlanRecipient, SessionAnnouncement, Target, dek_info
 from workflows.contracts.trust.errors import (
     ApprovalInvalid,
     CiphertextInvalid,
@@ -38,7 +31,10 @@ from workflows.contracts.trust.errors import (
     MasterKeyError,
     PlanInvalid,
 )
+from workflows.contracts.trust.plan import Plan, PlanRecipient, Target
+from workflows.contracts.trust.quorum import Authority
 from workflows.contracts.trust.roster import Governance
+from workflows.contracts.trust.session import DekResponse, SessionAnnouncement, dek_info
 from workflows.contracts.trust.signatures import open_signed
 
 Change = Callable[[list[DekAnswer], list[DekAnswer]], None]

@@ -18,22 +18,16 @@ from activities.recipient import open_delivery
 from activities.strongroom import session
 from activities.strongroom.datakeys import Session
 from tests.world import KEYSTORES, NAMES, UNSEAL, MemoryKeystore, World, now
-from workflows.contracts.messages import (
-    CheckDataKey,
-    DekAnswer,
-    Delivered,
-    GenerateDataKey,
-    NoteCommit,
-    Protect,
-    Release,
-    SessionTerms,
-    StoredProtection,
-    UnwrapDataKey,
-)
-from workflows.contracts.trust.authority import Authority
+from workflows.contracts.messages.keystore import CheckDataKey, GenerateDataKey, NoteCommit, UnwrapDataKey
+from workflows.contracts.messages.protection import DekAnswer, StoredProtection
+from workflows.contracts.messages.strongroom import Delivered, Protect, Release, SessionTerms
 from workflows.contracts.trust.canonical import Signed, decode64, digest, encode64
-from workflows.contracts.trust.documents import DekResponse, Manifest, RecipientRequest, StateStatement
 from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, ManifestInvalid, PlanInvalid
+from workflows.contracts.trust.keystore import StateStatement
+from workflows.contracts.trust.plan import RecipientRequest
+from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.quorum import Authority
+from workflows.contracts.trust.session import DekResponse
 from workflows.contracts.trust.signatures import open_signed
 
 
@@ -555,7 +549,7 @@ def test_a_keystore_serves_only_the_modes_it_is_configured_for(ceremony: Ceremon
 
 def test_a_delivery_made_up_by_the_orchestrator_is_refused_by_the_recipient(ceremony: Ceremony) -> None:
     from activities.crypto.hpke import encrypt_to
-    from workflows.contracts.trust.documents import Delivery, delivery_info
+    from workflows.contracts.trust.session import Delivery, delivery_info
 
     stored, world, key = ceremony.protect(), ceremony.world, PrivateKey()
     request = world.request(stored, key.public_key)

@@ -24,18 +24,11 @@ from activities.strongroom.activities import TARGET, StrongroomActivities
 from tests.strongroom.test_reshard import Resharding
 from tests.strongroom.test_session import Ceremony, manifest_of
 from tests.world import NAMES, World
-from workflows.contracts.messages import (
-    HoldSession,
-    OpenSession,
-    Protect,
-    Release,
-    Reshard,
-    SessionOpened,
-    StoredProtection,
-)
+from workflows.contracts.messages.protection import StoredProtection
+from workflows.contracts.messages.strongroom import HoldSession, OpenSession, Protect, Release, Reshard, SessionOpened
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.documents import SessionAnnouncement
 from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid
+from workflows.contracts.trust.session import SessionAnnouncement
 from workflows.contracts.trust.signatures import open_signed
 
 
@@ -260,7 +253,7 @@ def test_a_session_speaks_terms_announcement_work_and_answer(world: World, monke
     announced = Signed.model_validate_json(ours.recv_bytes()[1:])
     from activities.keystores import datakey
     from tests.world import now
-    from workflows.contracts.messages import GenerateDataKey
+    from workflows.contracts.messages.keystore import GenerateDataKey
 
     asked = GenerateDataKey(keystore="ks-1", index=1, authority=authority, session=announced)
     dek = datakey.generate(world.desk("ks-1"), asked, now())

@@ -22,52 +22,29 @@ from tests.world import CUSTODIAN_OF, KEYSTORES, World
 from workflows import catalogue
 from workflows.calls.failures import as_failure
 from workflows.contracts import names
-from workflows.contracts.messages import (
+from workflows.contracts.messages.keystore import CheckDataKey, DescribeKey, GenerateDataKey, NoteCommit, UnwrapDataKey
+from workflows.contracts.messages.ledger import (
     BeginCeremony,
     Begun,
     BundleExported,
-    CeremonyStatus,
-    CheckDataKey,
     CloseCeremony,
     Commit,
-    DekAnswer,
-    Delivered,
-    DescribeKey,
-    DrillRequest,
     ExportBundle,
-    GenerateDataKey,
-    HoldSession,
-    InitRequest,
-    NoteCommit,
-    OpenSession,
     PlanMade,
     RecordEvents,
-    RecoverRequest,
-    Release,
-    Reshard,
-    SessionOpened,
-    ShardRequest,
     Stage,
-    StoredProtection,
-    StoredShard,
-    UnsealRequest,
-    UnwrapDataKey,
 )
+from workflows.contracts.messages.protection import DekAnswer, StoredProtection, StoredShard
+from workflows.contracts.messages.requests import DrillRequest, InitRequest, RecoverRequest, ShardRequest, UnsealRequest
+from workflows.contracts.messages.status import CeremonyStatus
+from workflows.contracts.messages.strongroom import Delivered, HoldSession, OpenSession, Release, Reshard, SessionOpened
 from workflows.contracts.trust.canonical import Message, Signed, digest, seconds
-from workflows.contracts.trust.documents import (
-    SUITE,
-    Approval,
-    CheckResponse,
-    DekResponse,
-    KeyDescription,
-    Manifest,
-    ManifestShard,
-    Plan,
-    RecipientRequest,
-    ShardBinding,
-    StateStatement,
-)
 from workflows.contracts.trust.errors import MasterKeyError, PlanInvalid
+from workflows.contracts.trust.fields import SUITE
+from workflows.contracts.trust.keystore import CheckResponse, KeyDescription, StateStatement
+from workflows.contracts.trust.plan import Approval, Plan, RecipientRequest
+from workflows.contracts.trust.protection import Manifest, ManifestShard, ShardBinding
+from workflows.contracts.trust.session import DekResponse
 
 SESSIONS = "doubles-sessions"
 

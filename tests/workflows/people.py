@@ -30,24 +30,24 @@ from workers.client import ceremonies as ceremony_client
 from workers.client.ssh import sign_with_key
 from workers.local.stack import CUSTODIANS, Stack
 from workflows.contracts import names
-from workflows.contracts.messages import (
-    CeremonyStatus,
+from workflows.contracts.messages.requests import (
     InitRequest,
-    InitResult,
     OrderRequest,
-    OrderResult,
     RecoverRequest,
     ReshardRequest,
-    ReshardResult,
     SealRequest,
     ShardRequest,
     UnsealRequest,
-    UnsealResult,
 )
+from workflows.contracts.messages.results import InitResult, OrderResult, ReshardResult, UnsealResult
+from workflows.contracts.messages.status import CeremonyStatus
 from workflows.contracts.trust.canonical import Document, Signed, seconds
-from workflows.contracts.trust.documents import SUITE, Approval, Manifest, Plan, Purpose, RecipientRequest, Stop
+from workflows.contracts.trust.chain import RosterChain
 from workflows.contracts.trust.errors import MasterKeyError
-from workflows.contracts.trust.roster import RosterChain
+from workflows.contracts.trust.fields import SUITE, Purpose
+from workflows.contracts.trust.plan import Approval, Plan, RecipientRequest
+from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.stop import Stop
 
 T = TypeVar("T")
 

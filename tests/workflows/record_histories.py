@@ -26,21 +26,19 @@ from tests.workflows.people import Handle, ended, eventually
 from workers.client import ceremonies as ceremony_client
 from workers.local.stack import CUSTODIANS, to_toml
 from workflows.contracts import names
-from workflows.contracts.messages import (
-    CeremonyStatus,
+from workflows.contracts.messages.report import ReportRequest
+from workflows.contracts.messages.requests import (
     ChangedPlan,
     CollectRequest,
     DrillRequest,
     HoldRequest,
-    HoldResult,
-    InitResult,
-    ReportRequest,
-    ReshardResult,
     ShardRequest,
     SurveyRequest,
 )
+from workflows.contracts.messages.results import HoldResult, InitResult, ReshardResult
+from workflows.contracts.messages.status import CeremonyStatus
 from workflows.contracts.trust.canonical import seconds
-from workflows.contracts.trust.documents import Ended
+from workflows.contracts.trust.stop import Ended
 
 FOLDER = Path(__file__).parent.parent / "histories"
 QUORUM = CUSTODIANS[:3]

@@ -21,7 +21,8 @@ from workers.audit.compare import Run, audit_run, compare_with_log
 from workers.audit.histories import check_shape, read_history
 from workers.client import ceremonies as ceremony_client
 from workflows.contracts import names
-from workflows.contracts.messages import DrillRequest, HoldRequest, InitResult, ReshardResult
+from workflows.contracts.messages.requests import DrillRequest, HoldRequest
+from workflows.contracts.messages.results import InitResult, ReshardResult
 from workflows.contracts.trust.errors import NotKnown
 
 pytestmark = pytest.mark.slow

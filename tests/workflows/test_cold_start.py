@@ -6,7 +6,7 @@ import pytest
 
 from tests.workflows.gated import GatedHouse
 from tests.workflows.people import clean, ended, eventually
-from workflows.contracts.messages import InitResult
+from workflows.contracts.messages.results import InitResult
 
 pytestmark = pytest.mark.slow
 

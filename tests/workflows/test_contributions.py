@@ -15,10 +15,13 @@ from tests.workflows.people import Handle, clean
 from tests.workflows.test_messages import GARBAGE
 from tests.world import NAMES, World
 from workflows.contracts import names
-from workflows.contracts.messages import Contribution, DekAnswer, DrillRequest, DrillResult, UnsealResult, Wanted
+from workflows.contracts.messages.protection import DekAnswer
+from workflows.contracts.messages.requests import Contribution, DrillRequest, Wanted
+from workflows.contracts.messages.results import DrillResult, UnsealResult
 from workflows.contracts.trust.canonical import Document, Signed, digest
-from workflows.contracts.trust.documents import CheckResponse, DekResponse
 from workflows.contracts.trust.errors import KeystoreUnavailable
+from workflows.contracts.trust.keystore import CheckResponse
+from workflows.contracts.trust.session import DekResponse
 
 LIFETIME = timedelta(hours=2)
 

@@ -10,7 +10,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from tests.workflows.people import Handle, House, clean, ended, failure
 from workers.client import ceremonies as ceremony_client
 from workflows.contracts import names
-from workflows.contracts.messages import InitResult, UnsealResult
+from workflows.contracts.messages.results import InitResult, UnsealResult
 from workflows.contracts.trust.errors import CeremonyEnded, MasterKeyError, NameTaken
 
 

@@ -14,7 +14,7 @@ from deploy.emulators.fault_proxy import Answer, Hang, Reset, Rule
 from tests.workflows.gated import GatedHouse, wait_for_gates
 from tests.workflows.people import Asked, House, clean, ended, eventually, failure, scheduled
 from workflows.contracts import names
-from workflows.contracts.messages import InitResult, UnsealResult
+from workflows.contracts.messages.results import InitResult, UnsealResult
 from workflows.contracts.trust.errors import KeystoreAccessDenied, QuorumUnreachable
 
 QUORUM = ("alice", "bob", "carol")

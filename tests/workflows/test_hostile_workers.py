@@ -16,7 +16,7 @@ from temporalio.worker import Worker
 from tests.workflows.gated import GatedHouse
 from tests.workflows.people import clean, ended
 from workflows.contracts import names
-from workflows.contracts.messages import InitResult, UnsealResult
+from workflows.contracts.messages.results import InitResult, UnsealResult
 
 QUORUM = ("alice", "bob", "carol")
 UNHEARD = RawValue(Payload(metadata={"encoding": b"binary/unheard-of"}, data=b"\xff\x00"))

@@ -16,7 +16,7 @@ from tests.workflows.gated import GatedHouse, wait_for_gates
 from tests.workflows.people import clean, ended, eventually
 from workers.local.leaks import count_in_memory, patterns
 from workflows.contracts import names
-from workflows.contracts.messages import UnsealResult
+from workflows.contracts.messages.results import UnsealResult
 
 QUORUM = ("alice", "bob", "carol")
 ROLES = ("orchestrator", "strongroom", "keystore-bao-1", "keystore-bao-2", "keystore-bao-3")

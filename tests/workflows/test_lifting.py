@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.workflows.gated import GatedHouse
 from tests.workflows.people import clean, ended, failure
-from workflows.contracts.messages import OrderResult, SealResult, UnsealResult
+from workflows.contracts.messages.results import OrderResult, SealResult, UnsealResult
 from workflows.contracts.trust.errors import PlanInvalid, Stopped
 
 THREE = ("alice", "bob", "carol")

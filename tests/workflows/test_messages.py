@@ -19,10 +19,11 @@ from tests.workflows.gated import GatedHouse, wait_for_gates
 from tests.workflows.people import Handle, House, clean, ended, eventually, failure
 from workers.client import ceremonies as ceremony_client
 from workflows.contracts import names
-from workflows.contracts.messages import InitResult, SubmitOutcome, UnsealResult
+from workflows.contracts.messages.results import InitResult, UnsealResult
+from workflows.contracts.messages.status import SubmitOutcome
 from workflows.contracts.trust.canonical import Signed, canonical_json, seconds
-from workflows.contracts.trust.documents import Approval, Plan
 from workflows.contracts.trust.errors import ApprovalInvalid, CeremonyEnded, DeadlinePassed
+from workflows.contracts.trust.plan import Approval, Plan
 
 GARBAGE: tuple[tuple[Any, ...], ...] = (
     (),

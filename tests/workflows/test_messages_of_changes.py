@@ -18,18 +18,11 @@ from tests.workflows.people import Handle, clean, ended, eventually, failure
 from tests.workflows.test_messages import GARBAGE
 from workers.client import ceremonies as ceremony_client
 from workflows.contracts import names
-from workflows.contracts.messages import (
-    ChangedPlan,
-    HoldRequest,
-    HoldResult,
-    ReshardResult,
-    SealResult,
-    ShardRequest,
-    UnsealResult,
-)
+from workflows.contracts.messages.requests import ChangedPlan, HoldRequest, ShardRequest
+from workflows.contracts.messages.results import HoldResult, ReshardResult, SealResult, UnsealResult
 from workflows.contracts.trust.canonical import Signed, seconds
-from workflows.contracts.trust.documents import Ended
 from workflows.contracts.trust.errors import CeremonyEnded, NotKnown, Stopped
+from workflows.contracts.trust.stop import Ended
 
 QUORUM = ("alice", "bob", "carol")
 EARLY = GARBAGE[:3]

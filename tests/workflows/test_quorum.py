@@ -9,7 +9,7 @@ import pytest
 
 from tests.world import World
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.documents import Plan
+from workflows.contracts.trust.plan import Plan
 from workflows.steps.quorum import Quorum
 
 CUSTODY = (("alice",), ("bob",), ("carol",), ("dave",))

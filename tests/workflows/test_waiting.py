@@ -12,8 +12,8 @@ import pytest
 from tests.workflows.doubles import Clock, Doubles, stop_here
 from tests.workflows.people import Handle, clean, failure
 from tests.world import KEYSTORES, NAMES, World
-from workflows.contracts.messages import ChangedPlan, ReshardResult, ShardRequest, UnsealResult
-from workflows.contracts.trust.documents import Manifest
+from workflows.contracts.messages.requests import ChangedPlan, ShardRequest
+from workflows.contracts.messages.results import ReshardResult, UnsealResult
 from workflows.contracts.trust.errors import (
     CeremonyEnded,
     DeadlinePassed,
@@ -25,6 +25,7 @@ from workflows.contracts.trust.errors import (
     QuorumUnreachable,
     SessionLost,
 )
+from workflows.contracts.trust.protection import Manifest
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 

@@ -18,7 +18,7 @@ from activities.ledger.log.signed import read_object
 from activities.ledger.store.protections import IN_EVENTS
 from workers.audit.histories import Call
 from workflows.contracts import names
-from workflows.contracts.messages import (
+from workflows.contracts.messages.ledger import (
     BeginCeremony,
     CloseCeremony,
     Commit,
@@ -29,8 +29,9 @@ from workflows.contracts.messages import (
     Stage,
 )
 from workflows.contracts.trust.canonical import canonical_json, format_time
-from workflows.contracts.trust.documents import Manifest, Plan
 from workflows.contracts.trust.errors import MasterKeyError
+from workflows.contracts.trust.plan import Plan
+from workflows.contracts.trust.protection import Manifest
 
 CLOCKS_APART = timedelta(minutes=5)
 """How far the clocks of Temporal's and of the ledger's host may be apart."""

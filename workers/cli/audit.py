@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from activities.ledger.log.records import EventRecord
     from workers.audit.compare import Compared, Run
     from workers.config import Configuration
-    from workflows.contracts.trust.roster import RosterChain
+    from workflows.contracts.trust.chain import RosterChain
 
 app = typer.Typer(help="What happened, and proof of it.", no_args_is_help=True)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from activities.ledger.store.ledger import Ledger
     from workers.config import Configuration
     from workflows.contracts.trust.canonical import Signed
-    from workflows.contracts.trust.roster import RosterChain
+    from workflows.contracts.trust.chain import RosterChain
 
 app = typer.Typer(help="The ledger as one portable file.", no_args_is_help=True)
 
@@ -200,7 +200,7 @@ def _own_roster(configuration: Configuration) -> RosterChain | None:
 
 def _write_roster(configuration: Configuration, verified: Verified) -> None:
     from activities.ledger.bundle.places import write_file
-    from workflows.contracts.trust.roster import RosterFile
+    from workflows.contracts.trust.chain import RosterFile
 
     path = configuration.roster_source().file
     try:

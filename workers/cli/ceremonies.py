@@ -35,7 +35,7 @@ def init(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end, showing progress.")] = True,
 ) -> None:
     """Create a MasterKey, once the governance quorum has approved."""
-    from workflows.contracts.messages import InitRequest
+    from workflows.contracts.messages.requests import InitRequest
     from workflows.contracts.names import new_ceremony_id
 
     fields = {
@@ -55,7 +55,7 @@ def init(
 async def _init(request: Any, wait: bool) -> None:
     from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
-    from workflows.contracts.messages import InitResult
+    from workflows.contracts.messages.results import InitResult
 
     client = await connect()
     handle = await ceremony_client.start(client, "InitWorkflow", request)
@@ -91,9 +91,9 @@ def status(name: Annotated[str, typer.Argument(help="One MasterKey; all by defau
 async def _status(name: str | None) -> None:
     from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
-    from workflows.contracts.messages import ReportRequest
+    from workflows.contracts.messages.report import ReportRequest
     from workflows.contracts.trust.authority import check_manifest
-    from workflows.contracts.trust.documents import CLASSICAL
+    from workflows.contracts.trust.fields import CLASSICAL
     from workflows.drill import summary
 
     chain = OPTIONS.load().roster_source().load()
@@ -180,8 +180,7 @@ async def _status(name: str | None) -> None:
 
 def describe_stop(signed: Signed, roster: Roster) -> dict[str, str]:
     """A stop in force, in words; who ordered it may have left since."""
-    from workflows.contracts.trust.authority import check_stop
-    from workflows.contracts.trust.documents import Stop
+    from workflows.contracts.trust.stop import Stop, check_stop
 
     # Its digest is what a lift names, so what it says need not be believed to be shown.
     stop = Stop.parse(signed.document.encode())
@@ -210,7 +209,7 @@ def list_(
 async def _list(everything: bool, limit: int) -> None:
     from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
-    from workflows.contracts.messages import ReportRequest
+    from workflows.contracts.messages.report import ReportRequest
 
     report = await ceremony_client.report(await connect(), ReportRequest(kind="ceremonies", limit=limit))
     found = [entry for entry in report.ceremonies if everything or not entry.outcome]

@@ -11,7 +11,7 @@ from workers.output import OPTIONS, answer, run, say
 from workflows.contracts.trust.errors import ApprovalInvalid, ConfigurationInvalid
 
 if TYPE_CHECKING:
-    from workflows.contracts.trust.documents import Plan
+    from workflows.contracts.trust.plan import Plan
 
 
 def contribute(

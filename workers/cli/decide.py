@@ -84,7 +84,7 @@ def _decide(
     from workers.client.ssh import sign_with_key
     from workers.connection import connect
     from workflows.contracts.trust.canonical import Signed
-    from workflows.contracts.trust.documents import Approval
+    from workflows.contracts.trust.plan import Approval
 
     if statement_file is not None and signature_file is not None:
         document, signature = statement_file.read_bytes(), signature_file.read_text(encoding="ascii")
@@ -123,9 +123,8 @@ async def _statement(ceremony: str, key: Path, decision: Literal["approve", "rej
     from workers.client import ceremonies as ceremony_client
     from workers.client.ssh import public_key_of
     from workers.connection import connect
-    from workflows.contracts.trust.authority import parse_plan
     from workflows.contracts.trust.canonical import seconds
-    from workflows.contracts.trust.documents import Approval
+    from workflows.contracts.trust.plan import Approval, parse_plan
     from workflows.contracts.trust.signatures import fingerprint
 
     public_key = public_key_of(key)
@@ -159,7 +158,7 @@ async def _say_difference(document: bytes) -> None:
     from workers.cli.topology import manifests
     from workers.connection import connect
     from workflows.contracts.trust.difference import difference
-    from workflows.contracts.trust.documents import Approval
+    from workflows.contracts.trust.plan import Approval
 
     plan = Approval.parse(document).plan
     if plan.stops is not None:
@@ -184,7 +183,7 @@ async def _say_stops(master_key: str, digests: Sequence[str]) -> None:
     from workers.cli.ceremonies import describe_stop
     from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
-    from workflows.contracts.messages import ReportRequest
+    from workflows.contracts.messages.report import ReportRequest
 
     roster = OPTIONS.load().roster_source().load().current
     report = await ceremony_client.report(await connect(), ReportRequest(kind="status", master_key=master_key))

@@ -31,7 +31,8 @@ def drill(
 async def _drill(name: str, offline_hours: float) -> bool:
     from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
-    from workflows.contracts.messages import DrillRequest, DrillResult
+    from workflows.contracts.messages.requests import DrillRequest
+    from workflows.contracts.messages.results import DrillResult
     from workflows.contracts.names import new_ceremony_id
     from workflows.drill import summary
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from workers.output import OPTIONS, plain
 
 if TYPE_CHECKING:
-    from workflows.contracts.messages import CeremonyStatus, KeystoreHealth
+    from workflows.contracts.messages.status import CeremonyStatus, KeystoreHealth
 
 _SAID = {
     "assessing": "asking every keystore whether it can still give back its part",

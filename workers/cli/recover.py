@@ -65,7 +65,9 @@ def recover(
 async def _recover(name: str, wishes: dict[str, Any], wait: bool) -> None:
     from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
-    from workflows.contracts.messages import RecoverRequest, ReportRequest, ReshardResult
+    from workflows.contracts.messages.report import ReportRequest
+    from workflows.contracts.messages.requests import RecoverRequest
+    from workflows.contracts.messages.results import ReshardResult
     from workflows.contracts.names import new_ceremony_id
 
     client, started = await connect(), new_ceremony_id(name, "recover")
@@ -95,7 +97,7 @@ async def _recover(name: str, wishes: dict[str, Any], wait: bool) -> None:
 async def _replan(ceremony: str, wishes: dict[str, Any]) -> None:
     from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
-    from workflows.contracts.messages import ChangedPlan
+    from workflows.contracts.messages.requests import ChangedPlan
 
     wish = validated(ChangedPlan, wishes, "recover")
     phase = await ceremony_client.replan(await connect(), ceremony, wish)

@@ -12,7 +12,8 @@ from workers.output import answer, run, say
 from workflows.contracts.trust.errors import NotKnown, PlanInvalid
 
 if TYPE_CHECKING:
-    from workflows.contracts.messages import OrderRequest, OrderResult
+    from workflows.contracts.messages.requests import OrderRequest
+    from workflows.contracts.messages.results import OrderResult
 
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end, showing progress.")]
 Deadline = Annotated[float, typer.Option(help="How long the quorum may take.")]
@@ -58,7 +59,8 @@ def reshard(
 async def _reshard(name: str, wishes: dict[str, Any], wait: bool) -> None:
     from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
-    from workflows.contracts.messages import ReshardRequest, ReshardResult, ShardRequest
+    from workflows.contracts.messages.requests import ReshardRequest, ShardRequest
+    from workflows.contracts.messages.results import ReshardResult
     from workflows.contracts.names import new_ceremony_id
 
     client = await connect()
@@ -129,7 +131,8 @@ async def order(
     """Start an order, wait for its quorum, and say who has heard of it."""
     from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
-    from workflows.contracts.messages import OrderRequest, OrderResult
+    from workflows.contracts.messages.requests import OrderRequest
+    from workflows.contracts.messages.results import OrderResult
     from workflows.contracts.names import new_ceremony_id
 
     fields = {

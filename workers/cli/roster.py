@@ -18,9 +18,7 @@ from rich.table import Table
 from workers.client.ssh import sign_with_key
 from workers.output import OPTIONS, answer, say
 from workflows.contracts.trust.canonical import seconds
-from workflows.contracts.trust.errors import ConfigurationInvalid, RosterInvalid
-from workflows.contracts.trust.roster import (
-    Roster,
+from workflows.contracts.trust.chain import (
     RosterChain,
     RosterFile,
     RosterVersion,
@@ -28,6 +26,8 @@ from workflows.contracts.trust.roster import (
     signers_of,
     verify_chain,
 )
+from workflows.contracts.trust.errors import ConfigurationInvalid, RosterInvalid
+from workflows.contracts.trust.roster import Roster
 
 app = typer.Typer(help="Who everyone is: the signed, versioned roster.", no_args_is_help=True)
 

@@ -16,9 +16,9 @@ from workers.output import OPTIONS, answer, run, say
 from workflows.contracts.trust.errors import ApprovalInvalid, ConfigurationInvalid
 
 if TYPE_CHECKING:
-    from workflows.contracts.messages import SealResult
+    from workflows.contracts.messages.results import SealResult
     from workflows.contracts.trust.canonical import Signed
-    from workflows.contracts.trust.documents import Stop
+    from workflows.contracts.trust.stop import Stop
 
 
 def seal(
@@ -48,9 +48,9 @@ def _sign(name: str, key: Path, reason: str, yes: bool) -> tuple[Stop, Signed]:
     from workers.client.ssh import public_key_of, sign_with_key
     from workflows.contracts.names import new_ceremony_id
     from workflows.contracts.trust.canonical import Signed, seconds
-    from workflows.contracts.trust.documents import Stop
     from workflows.contracts.trust.signatures import fingerprint
     from workflows.contracts.trust.statement import render_stop
+    from workflows.contracts.trust.stop import Stop
 
     fields = {
         "master_key": name,
@@ -73,7 +73,8 @@ def _sign(name: str, key: Path, reason: str, yes: bool) -> tuple[Stop, Signed]:
 async def _seal(name: str, signed: tuple[Stop, Signed], patience: int) -> bool:
     from workers.client import ceremonies as ceremony_client
     from workers.connection import connect
-    from workflows.contracts.messages import SealRequest, SealResult
+    from workflows.contracts.messages.requests import SealRequest
+    from workflows.contracts.messages.results import SealResult
 
     stop, order_ = signed
     fields = {"ceremony": stop.ceremony, "master_key": name, "stop": order_, "patience_seconds": patience}

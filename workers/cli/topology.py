@@ -13,9 +13,10 @@ from workflows.contracts.trust.errors import NotKnown, PlanInvalid
 if TYPE_CHECKING:
     from temporalio.client import Client
 
-    from workflows.contracts.messages import ReshardResult, ShardRequest
+    from workflows.contracts.messages.requests import ShardRequest
+    from workflows.contracts.messages.results import ReshardResult
     from workflows.contracts.trust.canonical import Message
-    from workflows.contracts.trust.documents import Manifest
+    from workflows.contracts.trust.protection import Manifest
 
 M = TypeVar("M", bound="Message")
 
@@ -26,7 +27,7 @@ def shard_requests(words: Sequence[str]) -> tuple[ShardRequest, ...]:
     Raises:
         PlanInvalid: a word is not of that form.
     """
-    from workflows.contracts.messages import ShardRequest
+    from workflows.contracts.messages.requests import ShardRequest
 
     shards = []
     for word in words:
@@ -66,7 +67,7 @@ async def manifests(client: Client, name: str) -> list[tuple[Manifest, str, str]
         ManifestInvalid: no strongroom of the roster signed one.
     """
     from workers.client import ceremonies as ceremony_client
-    from workflows.contracts.messages import ReportRequest
+    from workflows.contracts.messages.report import ReportRequest
     from workflows.contracts.trust.authority import check_manifest
 
     chain = OPTIONS.load().roster_source().load()
@@ -80,7 +81,7 @@ async def manifests(client: Client, name: str) -> list[tuple[Manifest, str, str]
 
 def say_result(result: ReshardResult) -> None:
     """What came of a reshard or a recovery, in words an SRE can act on."""
-    from workflows.contracts.trust.documents import Manifest
+    from workflows.contracts.trust.protection import Manifest
 
     manifest = Manifest.parse(result.manifest.document.encode())
     say(f"{result.master_key} is protected anew: the same MasterKey, KCV {result.kcv}, epoch {manifest.epoch}")

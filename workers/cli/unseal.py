@@ -46,10 +46,13 @@ async def _unseal(name: str, command: Sequence[str], fd: int | None, deadline_ho
     from workers.client import ceremonies as ceremony_client
     from workers.client.lease import acknowledge, hold
     from workers.connection import connect
-    from workflows.contracts.messages import HoldRequest, ReportRequest, UnsealRequest, UnsealResult
+    from workflows.contracts.messages.report import ReportRequest
+    from workflows.contracts.messages.requests import HoldRequest, UnsealRequest
+    from workflows.contracts.messages.results import UnsealResult
     from workflows.contracts.names import new_ceremony_id
-    from workflows.contracts.trust.authority import SEAL_REQUEST_LIFETIME, check_manifest
+    from workflows.contracts.trust.authority import check_manifest
     from workflows.contracts.trust.canonical import Signed, seconds
+    from workflows.contracts.trust.validity import SEAL_REQUEST_LIFETIME
 
     configuration = OPTIONS.load()
     section, source = configuration.need_recipient(), configuration.roster_source()

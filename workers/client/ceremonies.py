@@ -31,27 +31,25 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from workflows.calls.failures import from_failure
 from workflows.contracts import names
-from workflows.contracts.messages import (
-    CeremonyStatus,
+from workflows.contracts.messages.ledger import Collected
+from workflows.contracts.messages.report import Report, ReportRequest
+from workflows.contracts.messages.requests import (
     ChangedPlan,
-    Collected,
     CollectRequest,
     DrillRequest,
     HoldRequest,
     InitRequest,
     OrderRequest,
     RecoverRequest,
-    Report,
-    ReportRequest,
     ReshardRequest,
     SealRequest,
-    SubmitOutcome,
     SurveyRequest,
-    SurveyResult,
     UnsealRequest,
 )
+from workflows.contracts.messages.results import SurveyResult
+from workflows.contracts.messages.status import CeremonyStatus, SubmitOutcome
 from workflows.contracts.trust.canonical import Message, Signed, digest
-from workflows.contracts.trust.documents import StateStatement
+from workflows.contracts.trust.chain import RosterChain
 from workflows.contracts.trust.errors import (
     ApprovalInvalid,
     CeremonyEnded,
@@ -60,7 +58,7 @@ from workflows.contracts.trust.errors import (
     NotKnown,
     PlanInvalid,
 )
-from workflows.contracts.trust.roster import RosterChain
+from workflows.contracts.trust.keystore import StateStatement
 from workflows.contracts.trust.signatures import open_signed
 
 M = TypeVar("M", bound=Message)

@@ -25,17 +25,11 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from workers.client import ceremonies as ceremony_client
 from workflows.calls.failures import from_failure
-from workflows.contracts.messages import (
-    CeremonyStatus,
-    CheckDataKey,
-    Contribution,
-    DekAnswer,
-    UnwrapDataKey,
-    Wanted,
-)
-from workflows.contracts.trust.authority import parse_plan
+from workflows.contracts.messages.keystore import CheckDataKey, UnwrapDataKey
+from workflows.contracts.messages.protection import DekAnswer
+from workflows.contracts.messages.requests import Contribution, Wanted
+from workflows.contracts.messages.status import CeremonyStatus
 from workflows.contracts.trust.canonical import Signed, digest
-from workflows.contracts.trust.documents import Plan
 from workflows.contracts.trust.errors import (
     ApprovalInvalid,
     CeremonyEnded,
@@ -43,6 +37,7 @@ from workflows.contracts.trust.errors import (
     MasterKeyError,
     NotKnown,
 )
+from workflows.contracts.trust.plan import Plan, parse_plan
 
 T = TypeVar("T")
 

@@ -21,11 +21,12 @@ from activities.roster import RosterSource
 from workers.client import ceremonies as ceremony_client
 from workers.output import say
 from workflows.contracts import names
-from workflows.contracts.messages import HoldRequest, HoldResult
-from workflows.contracts.trust.authority import CLOCK_SKEW, check_stop
+from workflows.contracts.messages.requests import HoldRequest
+from workflows.contracts.messages.results import HoldResult
 from workflows.contracts.trust.canonical import Signed, seconds
-from workflows.contracts.trust.documents import Stop
 from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.stop import Stop, check_stop
+from workflows.contracts.trust.validity import CLOCK_SKEW
 
 _GRACE_SECONDS = 10.0
 _AGAIN_SECONDS = 5.0

@@ -13,11 +13,13 @@ from activities.keystores.activities import TARGET
 from activities.keystores.context import KeystoreTerms
 from activities.keystores.datakey import KeystoreCall
 from activities.oneshot.process import Pool
-from workflows.contracts.messages import CheckDataKey, DekAnswer, DescribeKey, UnwrapDataKey
+from workflows.contracts.messages.keystore import CheckDataKey, DescribeKey, UnwrapDataKey
+from workflows.contracts.messages.protection import DekAnswer
 from workflows.contracts.trust.canonical import Message, Signed
-from workflows.contracts.trust.documents import KeyDescription
+from workflows.contracts.trust.chain import RosterChain
 from workflows.contracts.trust.errors import ConfigurationInvalid, SessionLost
-from workflows.contracts.trust.roster import KeystoreWorker, RosterChain
+from workflows.contracts.trust.keystore import KeyDescription
+from workflows.contracts.trust.roster import KeystoreWorker
 from workflows.contracts.trust.signatures import open_signed
 
 M = TypeVar("M", bound=Message)

@@ -14,7 +14,7 @@ from temporalio.exceptions import ActivityError
 from workflows.calls.answers import read_answer
 from workflows.calls.failures import from_failure
 from workflows.contracts import names
-from workflows.contracts.messages import DekAnswer
+from workflows.contracts.messages.protection import DekAnswer
 from workflows.contracts.trust.canonical import Message
 from workflows.contracts.trust.errors import KeystoreUnavailable, MasterKeyError
 

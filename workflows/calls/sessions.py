@@ -19,11 +19,12 @@ from temporalio.exceptions import ActivityError
 from workflows.calls.answers import read_answer
 from workflows.calls.failures import from_failure
 from workflows.contracts import names
-from workflows.contracts.messages import HoldSession, OpenSession, SessionOpened
-from workflows.contracts.trust.authority import SESSION_LIFETIME
+from workflows.contracts.messages.strongroom import HoldSession, OpenSession, SessionOpened
 from workflows.contracts.trust.canonical import Message
-from workflows.contracts.trust.documents import Plan, Work
 from workflows.contracts.trust.errors import SessionLost
+from workflows.contracts.trust.fields import Work
+from workflows.contracts.trust.plan import Plan
+from workflows.contracts.trust.validity import SESSION_LIFETIME
 
 R = TypeVar("R")
 M = TypeVar("M", bound=Message)

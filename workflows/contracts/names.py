@@ -7,8 +7,8 @@ import secrets
 
 from temporalio.common import SearchAttributeKey
 
-from workflows.contracts.trust.documents import Action
 from workflows.contracts.trust.errors import NotKnown
+from workflows.contracts.trust.fields import Action
 
 ORCHESTRATOR_QUEUE = "masterkey"
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from workflows.calls.concurrency import gather
-from workflows.contracts.messages import HealthState, KeystoreHealth, LastProof
+from workflows.contracts.messages.ledger import LastProof
+from workflows.contracts.messages.status import HealthState, KeystoreHealth
 from workflows.contracts.trust.canonical import decode64, digest
-from workflows.contracts.trust.documents import Mode
 from workflows.contracts.trust.errors import (
     ApprovalInvalid,
     CiphertextInvalid,
@@ -19,6 +19,7 @@ from workflows.contracts.trust.errors import (
     KeystoreThrottled,
     MasterKeyError,
 )
+from workflows.contracts.trust.fields import Mode
 from workflows.contracts.trust.roster import Roster
 from workflows.steps.protect import describe_key
 from workflows.steps.prove import prove_data_key

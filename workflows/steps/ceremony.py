@@ -19,21 +19,9 @@ from temporalio.exceptions import ActivityError
 
 from workflows.calls.failures import as_failure, from_failure
 from workflows.contracts import names
-from workflows.contracts.messages import (
-    BeginCeremony,
-    Begun,
-    CeremonyStatus,
-    CloseCeremony,
-    Event,
-    KeystoreHealth,
-    KeystoreProgress,
-    PlanMade,
-    RecordEvents,
-    SubmitOutcome,
-)
-from workflows.contracts.trust.authority import Authority
+from workflows.contracts.messages.ledger import BeginCeremony, Begun, CloseCeremony, Event, PlanMade, RecordEvents
+from workflows.contracts.messages.status import CeremonyStatus, KeystoreHealth, KeystoreProgress, SubmitOutcome
 from workflows.contracts.trust.canonical import Message, Signed, digest
-from workflows.contracts.trust.documents import Plan, RecipientRequest
 from workflows.contracts.trust.errors import (
     ApprovalInvalid,
     CeremonyEnded,
@@ -41,6 +29,8 @@ from workflows.contracts.trust.errors import (
     MasterKeyError,
     RosterInvalid,
 )
+from workflows.contracts.trust.plan import Plan, RecipientRequest
+from workflows.contracts.trust.quorum import Authority
 from workflows.steps.quorum import Quorum
 
 M = TypeVar("M", bound=Message)

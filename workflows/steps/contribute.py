@@ -15,11 +15,14 @@ from pydantic import ValidationError
 from temporalio import workflow
 
 from workflows.calls.failures import as_failure
-from workflows.contracts.messages import CheckDataKey, Contribution, DekAnswer, UnwrapDataKey, Wanted
+from workflows.contracts.messages.keystore import CheckDataKey, UnwrapDataKey
+from workflows.contracts.messages.protection import DekAnswer
+from workflows.contracts.messages.requests import Contribution, Wanted
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.documents import CheckResponse, DekResponse
 from workflows.contracts.trust.errors import ApprovalInvalid, KeystoreUnavailable, MasterKeyError
+from workflows.contracts.trust.keystore import CheckResponse
 from workflows.contracts.trust.roster import KeystoreWorker, Roster
+from workflows.contracts.trust.session import DekResponse
 from workflows.contracts.trust.signatures import open_signed
 from workflows.steps.ceremony import Ceremony
 

@@ -7,10 +7,12 @@ from datetime import timedelta
 
 from workflows.calls.concurrency import gather
 from workflows.calls.keystores import call_keystore
-from workflows.contracts.messages import KeystoreTold, StoredProtection
+from workflows.contracts.messages.protection import StoredProtection
+from workflows.contracts.messages.results import KeystoreTold
 from workflows.contracts.trust.canonical import Message, Signed
-from workflows.contracts.trust.documents import KeystoreState, Manifest
 from workflows.contracts.trust.errors import ApprovalInvalid, MasterKeyError
+from workflows.contracts.trust.keystore import KeystoreState
+from workflows.contracts.trust.protection import Manifest
 from workflows.contracts.trust.roster import Roster
 from workflows.steps.protect import read_statement
 

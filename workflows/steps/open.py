@@ -17,9 +17,9 @@ from temporalio import workflow
 from workflows.calls.keystores import call_keystore, hedged
 from workflows.calls.sessions import with_session
 from workflows.contracts import names
-from workflows.contracts.messages import DekAnswer, SessionOpened, StoredProtection, UnwrapDataKey
-from workflows.contracts.trust.authority import Authority
-from workflows.contracts.trust.documents import Manifest, Plan, Source, Work
+from workflows.contracts.messages.keystore import UnwrapDataKey
+from workflows.contracts.messages.protection import DekAnswer, StoredProtection
+from workflows.contracts.messages.strongroom import SessionOpened
 from workflows.contracts.trust.errors import (
     ApprovalInvalid,
     CiphertextInvalid,
@@ -28,6 +28,10 @@ from workflows.contracts.trust.errors import (
     SessionLost,
     Stopped,
 )
+from workflows.contracts.trust.fields import Work
+from workflows.contracts.trust.plan import Plan, Source
+from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.quorum import Authority
 from workflows.contracts.trust.roster import Roster, Strongroom
 from workflows.steps.contribute import Contributing
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from workflows.contracts.messages import ChangedPlan, ShardRequest
-from workflows.contracts.trust.documents import Mode
+from workflows.contracts.messages.requests import ChangedPlan, ShardRequest
 from workflows.contracts.trust.errors import PlanInvalid, QuorumUnreachable
+from workflows.contracts.trust.fields import Mode
 from workflows.contracts.trust.roster import Roster
 from workflows.steps.assess import LOST, USABLE, Assessment
 from workflows.steps.replace import Active

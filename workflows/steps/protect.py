@@ -15,34 +15,20 @@ from temporalio import workflow
 from workflows.calls.concurrency import gather
 from workflows.calls.keystores import call_keystore
 from workflows.contracts import names
-from workflows.contracts.messages import (
-    BundleExported,
-    CheckDataKey,
-    Commit,
-    DekAnswer,
-    DescribeKey,
-    ExportBundle,
-    GenerateDataKey,
-    NoteCommit,
-    SessionOpened,
-    ShardRequest,
-    Stage,
-    StoredProtection,
-)
-from workflows.contracts.trust.authority import Authority, check_target
+from workflows.contracts.messages.keystore import CheckDataKey, DescribeKey, GenerateDataKey, NoteCommit
+from workflows.contracts.messages.ledger import BundleExported, Commit, ExportBundle, Stage
+from workflows.contracts.messages.protection import DekAnswer, StoredProtection
+from workflows.contracts.messages.requests import ShardRequest
+from workflows.contracts.messages.strongroom import SessionOpened
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.documents import (
-    KeyDescription,
-    Mode,
-    Plan,
-    Purpose,
-    StateStatement,
-    Target,
-    TargetShard,
-)
 from workflows.contracts.trust.errors import ApprovalInvalid, KeystoreError, MasterKeyError, PlanInvalid
+from workflows.contracts.trust.fields import Mode, Purpose
+from workflows.contracts.trust.keystore import KeyDescription, StateStatement
+from workflows.contracts.trust.plan import Plan, Target, TargetShard
+from workflows.contracts.trust.quorum import Authority
 from workflows.contracts.trust.roster import Roster, Strongroom
 from workflows.contracts.trust.signatures import open_signed
+from workflows.contracts.trust.topology import check_target
 from workflows.steps.contribute import Contributing
 from workflows.steps.prove import prove_data_key
 

@@ -9,10 +9,11 @@ from temporalio import workflow
 
 from workflows.calls.keystores import call_keystore
 from workflows.contracts import names
-from workflows.contracts.messages import CheckDataKey, StoredProtection
+from workflows.contracts.messages.keystore import CheckDataKey
+from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.documents import CheckResponse
 from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.keystore import CheckResponse
 from workflows.contracts.trust.roster import Roster
 from workflows.contracts.trust.signatures import open_signed
 

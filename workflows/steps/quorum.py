@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from workflows.contracts.messages import SubmitOutcome
-from workflows.contracts.trust.authority import check_approval, required_quorum, shards_released_by
+from workflows.contracts.messages.status import SubmitOutcome
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.documents import Approval, Plan
 from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.plan import Approval, Plan
+from workflows.contracts.trust.quorum import check_approval, required_quorum, shards_released_by
 from workflows.contracts.trust.roster import Roster
 
 

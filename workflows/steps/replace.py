@@ -11,19 +11,16 @@ from collections.abc import Sequence
 from workflows.calls.concurrency import gather
 from workflows.calls.sessions import use_session
 from workflows.contracts import names
-from workflows.contracts.messages import (
-    DekAnswer,
-    OldKey,
-    Reshard,
-    ReshardResult,
-    SessionOpened,
-    StoredProtection,
-)
-from workflows.contracts.trust.authority import custodians_of
+from workflows.contracts.messages.protection import DekAnswer, StoredProtection
+from workflows.contracts.messages.results import OldKey, ReshardResult
+from workflows.contracts.messages.strongroom import Reshard, SessionOpened
 from workflows.contracts.trust.canonical import Signed
 from workflows.contracts.trust.difference import difference
-from workflows.contracts.trust.documents import Manifest, Plan, Purpose, Target
 from workflows.contracts.trust.errors import KeystoreError, LedgerCorrupt, MasterKeyError, NotKnown
+from workflows.contracts.trust.fields import Purpose
+from workflows.contracts.trust.plan import Plan, Target
+from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.quorum import custodians_of
 from workflows.contracts.trust.roster import Roster, Strongroom
 from workflows.steps.open import Opening, TargetFailed
 from workflows.steps.protect import Protecting, passes

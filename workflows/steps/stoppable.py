@@ -8,11 +8,10 @@ from pydantic import ValidationError
 from temporalio import workflow
 
 from workflows.contracts import names
-from workflows.contracts.trust.authority import check_stop
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.documents import Stop
 from workflows.contracts.trust.errors import ApprovalInvalid, MasterKeyError, Stopped
 from workflows.contracts.trust.roster import Roster
+from workflows.contracts.trust.stop import Stop, check_stop
 from workflows.steps.ceremony import Ceremony
 
 

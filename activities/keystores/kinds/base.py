@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from activities.crypto.context import Context
-from workflows.contracts.trust.documents import Mechanism
 from workflows.contracts.trust.errors import ConfigurationInvalid
+from workflows.contracts.trust.fields import Mechanism
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from activities.ledger.store.ledger import Ledger
 from activities.ledger.store.models import Event, Protection, Stop
 from activities.roster import RosterSource
 from workflows.contracts.trust.canonical import digest
-from workflows.contracts.trust.documents import Manifest
+from workflows.contracts.trust.chain import RosterVersion, parse_roster_file, verify_chain
 from workflows.contracts.trust.errors import BundleInvalid, LedgerCorrupt, NotKnown, RosterInvalid
 from workflows.contracts.trust.import_approval import BundleHead
-from workflows.contracts.trust.roster import RosterVersion, parse_roster_file, verify_chain
+from workflows.contracts.trust.protection import Manifest
 
 
 class Exported(NamedTuple):

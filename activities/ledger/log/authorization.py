@@ -14,18 +14,16 @@ from activities.ledger.log.events import Lifted, Retired, wrong
 from activities.ledger.log.records import EventRecord
 from activities.ledger.log.signed import Evidence
 from activities.ledger.log.state import ProtectionPast, StopPast
-from workflows.contracts.trust.authority import (
-    CLOCK_SKEW,
-    Authority,
-    check_order,
-    check_protect,
-    check_reshard,
-    check_stop,
-)
+from workflows.contracts.trust.authority import check_protect, check_reshard
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.documents import Manifest, Plan, Stop
+from workflows.contracts.trust.chain import RosterChain
 from workflows.contracts.trust.errors import ApprovalInvalid, MasterKeyError
-from workflows.contracts.trust.roster import RosterChain
+from workflows.contracts.trust.order import check_order
+from workflows.contracts.trust.plan import Plan
+from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.quorum import Authority
+from workflows.contracts.trust.stop import Stop, check_stop
+from workflows.contracts.trust.validity import CLOCK_SKEW
 
 _ACTIONS = {"stops-lifted": "lift", "protection-retired": "retire", "protection-destroyed": "destroy"}
 

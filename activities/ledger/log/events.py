@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from activities.ledger.log.records import CeremonyAction, EventRecord, Outcome, Text
 from workflows.contracts.trust.canonical import Digest, Message, Name, Part, Signed, Time
-from workflows.contracts.trust.documents import Check, Mode, Purpose
 from workflows.contracts.trust.errors import BundleInvalid
+from workflows.contracts.trust.fields import Check, Mode, Purpose
 
 OWN = "ledger:"
 """How the keys of the ledger's own events begin."""

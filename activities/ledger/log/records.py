@@ -11,8 +11,8 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, StringConstraints, ValidationError
 
 from workflows.contracts.trust.canonical import Base64, Digest, Message, Name, Time, digest
-from workflows.contracts.trust.documents import Action
 from workflows.contracts.trust.errors import LedgerCorrupt
+from workflows.contracts.trust.fields import Action
 
 GENESIS = "sha256:" + "0" * 64
 """What the first event names as the digest of the one before it."""

@@ -14,26 +14,17 @@ from typing import Any
 
 from activities.ledger.log.events import Imported, PlanMade, read_body, wrong
 from activities.ledger.log.records import EventRecord
-from workflows.contracts.trust.authority import parse_plan
 from workflows.contracts.trust.canonical import Document, Signed
-from workflows.contracts.trust.documents import (
-    Approval,
-    CheckResponse,
-    DekResponse,
-    Delivery,
-    Ended,
-    KeyDescription,
-    Manifest,
-    Plan,
-    RecipientRequest,
-    SessionAnnouncement,
-    StateStatement,
-    Stop,
-)
+from workflows.contracts.trust.chain import RosterChain
 from workflows.contracts.trust.errors import ApprovalInvalid
 from workflows.contracts.trust.import_approval import ImportApproval
-from workflows.contracts.trust.roster import KeystoreWorker, Roster, RosterChain
+from workflows.contracts.trust.keystore import CheckResponse, KeyDescription, StateStatement
+from workflows.contracts.trust.plan import Approval, Plan, RecipientRequest, parse_plan
+from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.roster import KeystoreWorker, Roster
+from workflows.contracts.trust.session import DekResponse, Delivery, SessionAnnouncement
 from workflows.contracts.trust.signatures import open_signed
+from workflows.contracts.trust.stop import Ended, Stop
 
 
 @dataclass

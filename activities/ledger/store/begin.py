@@ -10,12 +10,14 @@ import json
 
 from activities.ledger.log.records import ProtectionRecord, StopRecord
 from activities.ledger.store.ledger import Ledger
-from workflows.contracts.messages import BeginCeremony, Begun, LastProof, StoredProtection, StoredShard
-from workflows.contracts.trust.authority import check_stop
+from workflows.contracts.messages.ledger import BeginCeremony, Begun, LastProof
+from workflows.contracts.messages.protection import StoredProtection, StoredShard
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.documents import CheckResponse, Stop
+from workflows.contracts.trust.chain import RosterChain
 from workflows.contracts.trust.errors import ApprovalInvalid, NameTaken, NotKnown, Stopped
-from workflows.contracts.trust.roster import Roster, RosterChain
+from workflows.contracts.trust.keystore import CheckResponse
+from workflows.contracts.trust.roster import Roster
+from workflows.contracts.trust.stop import Stop, check_stop
 
 _REFUSED_WHILE_STOPPED = ("init", "unseal", "reshard", "recover")
 _WITH_PROOFS = ("drill", "reshard", "recover")

@@ -16,9 +16,9 @@ from activities.ledger.log.records import CeremonyRecord, Outcome, read_row
 from activities.ledger.store import chain
 from activities.ledger.store.models import Ceremony, Event
 from workflows.contracts.names import parts_of
-from workflows.contracts.trust.authority import parse_plan
 from workflows.contracts.trust.canonical import digest, format_time
 from workflows.contracts.trust.errors import CeremonyEnded, LedgerConflict, NotKnown
+from workflows.contracts.trust.plan import parse_plan
 
 
 def find(session: Session, ceremony: str) -> Ceremony:

@@ -18,7 +18,7 @@ from activities.ledger.store import ceremonies, chain
 from activities.ledger.store.database import Database
 from activities.ledger.store.models import Event, Protection, Shard, Stop
 from workflows.contracts import names
-from workflows.contracts.messages import DrillResult
+from workflows.contracts.messages.results import DrillResult
 from workflows.contracts.trust.canonical import format_time
 from workflows.contracts.trust.errors import NotKnown, PlanInvalid
 

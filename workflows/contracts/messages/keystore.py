@@ -1,10 +1,10 @@
-"""Inputs and answers of keystore workers' activities."""
+"""Inputs of keystore workers' activities; `DekAnswer` is in `protection`."""
 
 from __future__ import annotations
 
-from workflows.contracts.trust.authority import Authority
 from workflows.contracts.trust.canonical import Base64, Message, Name, Signed
-from workflows.contracts.trust.documents import Index, Nonce
+from workflows.contracts.trust.fields import Index, Nonce
+from workflows.contracts.trust.quorum import Authority
 
 
 class DescribeKey(Message):
@@ -30,14 +30,6 @@ class UnwrapDataKey(Message):
     authority: Authority
     session: Signed
     manifest: Signed
-    wrapped_dek: Base64
-
-
-class DekAnswer(Message):
-    """A DEK encrypted to a session, the keystore worker's signature, and the wrapped DEK."""
-
-    response: Signed
-    ciphertext: Base64
     wrapped_dek: Base64
 
 

@@ -6,27 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from workflows.contracts.trust.canonical import Base64, Message, Name, Signed, Time
-from workflows.contracts.trust.documents import Action, CeremonyId, Index
-
-
-class StoredShard(Message):
-    """A row of the ledger: what is stored of one shard."""
-
-    index: Index
-    keystore: Name
-    key_id: str
-    key_version: str
-    wrapped_dek: Base64
-    nonce: Base64
-    ciphertext: Base64
-
-
-class StoredProtection(Message):
-    """A manifest and the rows of its shards, as the ledger gives them: unverified."""
-
-    manifest: Signed
-    shards: tuple[StoredShard, ...]
+from workflows.contracts.messages.protection import StoredProtection
+from workflows.contracts.trust.canonical import Message, Name, Signed, Time
+from workflows.contracts.trust.fields import Action, CeremonyId, Index
 
 
 class BeginCeremony(Message):

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from workflows.contracts.messages.keystore import CheckDataKey, DekAnswer, UnwrapDataKey
+from workflows.contracts.messages.keystore import CheckDataKey, UnwrapDataKey
+from workflows.contracts.messages.protection import DekAnswer
 from workflows.contracts.trust.canonical import Message, Name, Signed
-from workflows.contracts.trust.documents import CeremonyId, Mode, Nonce, Purpose
+from workflows.contracts.trust.fields import CeremonyId, Mode, Nonce, Purpose
 
 
 class ShardRequest(Message):

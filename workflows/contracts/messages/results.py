@@ -7,7 +7,7 @@ from typing import Literal
 from workflows.contracts.messages.status import KeystoreHealth
 from workflows.contracts.messages.strongroom import Delivered
 from workflows.contracts.trust.canonical import Message, Name, Signed, Time
-from workflows.contracts.trust.documents import CeremonyId, Index, Mode, Purpose
+from workflows.contracts.trust.fields import CeremonyId, Index, Mode, Purpose
 
 
 class InitResult(Message):

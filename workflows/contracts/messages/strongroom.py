@@ -6,11 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from workflows.contracts.messages.keystore import DekAnswer
-from workflows.contracts.messages.ledger import StoredProtection
-from workflows.contracts.trust.authority import Authority
+from workflows.contracts.messages.protection import DekAnswer, StoredProtection
 from workflows.contracts.trust.canonical import Base64, Message, Signed
-from workflows.contracts.trust.documents import Nonce, Work
+from workflows.contracts.trust.fields import Nonce, Work
+from workflows.contracts.trust.quorum import Authority
 
 
 class OpenSession(Message):

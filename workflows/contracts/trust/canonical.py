@@ -13,15 +13,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Self
 
 import rfc8785
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    StringConstraints,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints, ValidationError
 
 from workflows.contracts.trust.errors import ApprovalInvalid
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from workflows.contracts.trust.documents import Manifest, Target
+from workflows.contracts.trust.plan import Target
+from workflows.contracts.trust.protection import Manifest
 
 
 def shape(mode: str, threshold: int, count: int) -> str:

@@ -12,12 +12,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from workflows.contracts.trust.authority import MAXIMUM_CEREMONY, check_time
 from workflows.contracts.trust.canonical import Digest, Document, Fingerprint, Name, Part, Signed, Time
-from workflows.contracts.trust.documents import Check, Number
+from workflows.contracts.trust.chain import RosterChain
 from workflows.contracts.trust.errors import ApprovalInvalid
-from workflows.contracts.trust.roster import RosterChain
+from workflows.contracts.trust.fields import Check, Number
 from workflows.contracts.trust.signatures import open_signed
+from workflows.contracts.trust.validity import MAXIMUM_CEREMONY, check_time
 
 IMPORT_LIFETIME = timedelta(days=30)
 """The longest life of an approval to import."""

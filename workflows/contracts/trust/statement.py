@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from workflows.contracts.trust.chain import RosterChain
 from workflows.contracts.trust.difference import shape
-from workflows.contracts.trust.documents import Approval, Plan, Stop
 from workflows.contracts.trust.errors import ApprovalInvalid
-from workflows.contracts.trust.roster import RosterChain
+from workflows.contracts.trust.plan import Approval, Plan
+from workflows.contracts.trust.stop import Stop
 
 
 def render_approval(data: bytes, chain: RosterChain) -> str:

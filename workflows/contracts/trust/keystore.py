@@ -1,0 +1,116 @@
+"""What a keystore worker says of itself: which key it uses, what it can open, what it remembers. After `protection`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from workflows.contracts.trust.canonical import Digest, Document, Name, Part, Signed, Time
+from workflows.contracts.trust.chain import RosterChain
+from workflows.contracts.trust.errors import ApprovalInvalid, ManifestInvalid
+from workflows.contracts.trust.fields import Index, KeyId, Mode, Nonce, Number, Purpose
+from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.signatures import open_signed
+
+
+class KeyDescription(Document):
+    """A keystore worker's signed answer which key it uses."""
+
+    TYPE: ClassVar[str] = "masterkey-key"
+
+    type: Literal["masterkey-key"] = "masterkey-key"
+    version: Literal[1] = 1
+    keystore: Name
+    kind: str
+    key_id: KeyId
+    key_version: str
+    modes: tuple[Mode, ...]
+    time: Time
+
+
+class CheckResponse(Document):
+    """A keystore worker's signed answer that it can still give back a DEK."""
+
+    TYPE: ClassVar[str] = "masterkey-check"
+
+    type: Literal["masterkey-check"] = "masterkey-check"
+    version: Literal[1] = 1
+    manifest: Digest
+    master_key: Name
+    index: Index
+    keystore: Name
+    key_id: KeyId
+    key_version: str
+    nonce: Nonce
+    matches: bool
+    time: Time
+
+
+class KeystoreState(Part):
+    """What a keystore worker remembers of one MasterKey.
+
+    Attributes:
+        kcv: key check value at the first commit that it heard of; "" if it has heard of a stop only.
+        epochs: lowest epoch that it still serves, for each purpose.
+        stops: digests of the stops in force here.
+    """
+
+    master_key: Name
+    kcv: str
+    epochs: dict[Purpose, Number]
+    stops: tuple[Digest, ...]
+
+
+class StateStatement(Document):
+    """A keystore worker's signed answer what it remembers: sent after a stop, a lift or a retirement, and on request.
+
+    Attributes:
+        about: digest of what it was told, or a nonce's digest if it was only asked.
+    """
+
+    TYPE: ClassVar[str] = "masterkey-state"
+
+    type: Literal["masterkey-state"] = "masterkey-state"
+    version: Literal[1] = 1
+    keystore: Name
+    about: Digest
+    roster_number: int
+    master_keys: tuple[KeystoreState, ...]
+    time: Time
+
+
+def check_proofs(chain: RosterChain, manifest: Manifest, manifest_digest: str, proofs: Sequence[Signed]) -> None:
+    """Check that every keystore of a protection has proven that it can give back its data key.
+
+    Before that no keystore worker takes a protection for the one in force: who hides the proofs, or could not get
+    them, cannot retire the protection that works.
+
+    Args:
+        chain: the verified roster.
+        manifest: of the protection.
+        manifest_digest: its digest.
+        proofs: a signed `CheckResponse` of each shard's keystore, in any order.
+
+    Raises:
+        ManifestInvalid: one is missing, or was not signed by that keystore's worker.
+    """
+    missing = {shard.binding.index: shard.binding.keystore for shard in manifest.shards}
+    for signed in proofs:
+        try:
+            answer, signer = open_signed(CheckResponse, signed)
+        except ApprovalInvalid as error:
+            raise ManifestInvalid(error.message) from None
+        worker = chain.current.keystore(answer.keystore)
+        proven = (answer.manifest, answer.matches) == (manifest_digest, True)
+        if (
+            proven
+            and worker is not None
+            and signer == worker.fingerprint
+            and (missing.get(answer.index) == answer.keystore)
+        ):
+            del missing[answer.index]
+    if missing:
+        raise ManifestInvalid(
+            f"the protection was not proven by {', '.join(sorted(missing.values()))}",
+            next_step="nothing was changed: what was in force before is in force still",
+        )
