@@ -13,6 +13,7 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 
 from activities.ledger.store.ledger import Ledger
+from tests.commands import QuickStack
 from workers.local.openbao import OpenBao, start_openbao
 from workers.local.process import free_port
 from workers.local.stack import CUSTODIANS, KeystoreSetup, Stack
@@ -88,7 +89,7 @@ class Installation:
 def start_installation(folder: Path, count: int = 5, *, one_keystore_process: bool = True) -> Installation:
     """Start a stack whose keystores are Transit keys of one OpenBao."""
     bao = start_openbao(folder / "openbao")
-    stack = Stack(folder, one_keystore_process=one_keystore_process, metrics_port=free_port())
+    stack = QuickStack(folder, one_keystore_process=one_keystore_process, metrics_port=free_port())
     stack.services["openbao"] = bao.service
     try:
         for index in range(1, count + 1):

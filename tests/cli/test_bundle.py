@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from activities.ledger.store.ledger import Ledger
 from tests.bundle.conftest import begin_life
 from tests.bundle.life import NAME, Life
 from tests.cli.terminal import on_terminal
+from tests.commands import masterkey
 from workers.cli.app import app
 from workers.local.process import free_port
 from workflows.contracts.trust.canonical import Signed, digest
@@ -46,15 +45,14 @@ class Host:
         )
 
     def good(self, *words: str) -> dict[str, Any]:
-        """What a command answers, in a process of its own as its user has it."""
-        command = [sys.executable, "-m", "workers.cli", "bundle", *words, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        """What a command answers."""
+        done = masterkey("bundle", *words, "--json")
         assert done.returncode == 0, done.stderr
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
     def bad(self, *words: str) -> MasterKeyError:
-        """How a command is refused: in this process, which is quicker."""
+        """How a command is refused."""
         refused = CliRunner().invoke(app, ["--json", "bundle", *words]).exception
         assert isinstance(refused, MasterKeyError)
         return refused
@@ -186,7 +184,7 @@ def test_a_file_that_is_no_approval_is_said_to_be_none(host: Host) -> None:
 
 def test_people_are_told_in_words(host: Host) -> None:
     host.export()
-    command = [sys.executable, "-m", "workers.cli", "bundle", "verify", "out.json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = masterkey("bundle", "verify", "out.json")
+    assert done.returncode == 0
     assert "out.json verifies; the digest of its bundle is sha256:" in done.stdout
     assert "epoch 1 active primary: sss 2 of 3" in done.stdout

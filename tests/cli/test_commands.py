@@ -11,22 +11,17 @@ from typing import Any
 
 import pytest
 
+from tests.commands import masterkey
 from tests.conftest import Installation
 from tests.support import eventually
 from workers.cli.app import hoist
 from workers.client.ssh import sign_with_key
 
 
-def masterkey(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "workers.cli", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, **(env or {})},
-    )
+def process(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command line as a process of its own, which all others here are not."""
+    command = [sys.executable, "-P", "-m", "workers.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL)
 
 
 def test_options_may_stand_anywhere_but_not_behind_the_dashes() -> None:
@@ -42,12 +37,12 @@ def test_options_may_stand_anywhere_but_not_behind_the_dashes() -> None:
 
 
 def test_usage_errors_exit_with_2() -> None:
-    assert masterkey("frobnicate").returncode == 2
+    assert process("frobnicate").returncode == 2
     assert masterkey("unseal", "eu10").returncode == 2
 
 
 def test_a_refusal_exits_with_1_in_one_line_and_as_json() -> None:
-    done = masterkey("status", "--config", "nowhere.toml", "--json")
+    done = process("status", "--config", "nowhere.toml", "--json")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     answer = json.loads(done.stdout)

@@ -15,9 +15,10 @@ import pytest
 
 from activities.crypto.age_wrap import key_id
 from activities.identity import Identity, generate_identity
-from activities.keystores.kinds.age_keys import AgeIdentity, read_identity, write_identity
+from activities.keystores.kinds.age_keys import AgeIdentity, read_identity
+from tests import quick_age
 from tests.cli.terminal import on_terminal
-from tests.cli.test_commands import masterkey
+from tests.commands import masterkey
 from workers.cli import roster as commands
 from workers.client.paper import COLUMNS, Page, PageInvalid, read_page
 from workers.config import Configuration
@@ -324,7 +325,8 @@ def test_only_offline_keystores_have_a_page(tmp_path: Path) -> None:
 
 
 def test_paper_of_an_encrypted_key_asks_for_its_passphrase(tmp_path: Path, identity: AgeIdentity) -> None:
-    write_identity(tmp_path / "key", identity, "sesame")
+    (tmp_path / "key").write_bytes(quick_age.encrypt(f"{identity.secret}\n".encode(), "sesame"))
+    (tmp_path / "key").chmod(0o600)
     table = (
         f'[keystores.k]\ntype = "offline"\nrecipient = "{identity.recipient}"\nidentity = "i"\nstate = "s"\n'
         'identity_file = "key"\n'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from activities.keystores.kinds.base import KeyRef, Keystore
 from activities.keystores.kinds.offline import Offline, OfflineSettings
 from activities.keystores.kinds.registry import open_keystore, parse_settings
 from activities.strongroom import session
+from tests import quick_age
 from tests.keystores.contract import CONTEXT, KeystoreContract, new_dek
 from tests.strongroom.test_session import Ceremony, manifest_of
 from tests.world import KEYSTORES, NAMES, World, now
@@ -272,14 +274,21 @@ def never_asked() -> str:
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> tuple[AgeIdentity, Path]:
-    """An identity file under the passphrase `correct horse`; made once, since scrypt takes a second."""
+    """An identity file under the passphrase `correct horse`."""
     identity, file = AgeIdentity.generate(), tmp_path_factory.mktemp("locked") / "key.agekey"
-    write_identity(file, identity, "correct horse")
+    write_private(file, quick_age.encrypt(f"{identity.secret}\n".encode(), "correct horse"))
     return identity, file
 
 
-def test_an_encrypted_identity_file_is_ages_own_and_shows_nothing(locked: tuple[AgeIdentity, Path]) -> None:
-    identity, file = locked
+def write_private(file: Path, data: bytes) -> None:
+    file.write_bytes(data)
+    file.chmod(0o600)
+
+
+def test_an_encrypted_identity_file_is_ages_own_and_shows_nothing(tmp_path: Path) -> None:
+    # With the scrypt of those who write such files in earnest: a second here, and another to read it.
+    identity, file = AgeIdentity.generate(), tmp_path / "key.agekey"
+    write_identity(file, identity, "correct horse")
     data = file.read_bytes()
     assert data.startswith(b"age-encryption.org/v1\n-> scrypt ")
     assert identity.secret.encode() not in data
@@ -323,8 +332,10 @@ def test_without_a_terminal_nobody_is_asked_and_nothing_is_read_from_a_pipe(lock
 
 def test_an_armoured_file_of_age_is_read_too(tmp_path: Path) -> None:
     file = tmp_path / "key.age"
-    file.write_bytes(pyrage.passphrase.encrypt(f"{SECRET}\n".encode(), "p", armored=True))
-    file.chmod(0o600)
+    text = base64.encodebytes(quick_age.encrypt(f"{SECRET}\n".encode(), "p")).decode().replace("\n", "")
+    lines = [text[start : start + 64] for start in range(0, len(text), 64)]
+    armoured = ["-----BEGIN AGE ENCRYPTED FILE-----", *lines, "-----END AGE ENCRYPTED FILE-----", ""]
+    write_private(file, "\n".join(armoured).encode())
     assert read_identity(file, lambda: "p").recipient == RECIPIENT
 
 
