@@ -14,7 +14,7 @@ from activities.crypto.envelope import MASTER_KEY_BYTES, equal, key_check_value
 from activities.crypto.hpke import PrivateKey
 from activities.identity import Identity
 from activities.oneshot.process import Channel
-from activities.roster import RosterSource
+from activities.roster import HostTerms
 from workflows.contracts.messages.strongroom import Delivered
 from workflows.contracts.trust.authority import check_manifest
 from workflows.contracts.trust.canonical import Message, Signed, decode64, digest, seconds
@@ -34,13 +34,9 @@ ACKNOWLEDGE = "activities.recipient:acknowledge"
 """What the process runs that says, signed, that a program has ended."""
 
 
-class Terms(Message):
+class Terms(HostTerms):
     """What the process is told: who receives, what is pinned, and which protection is wanted."""
 
-    identity: str
-    roster_file: str
-    roster_genesis: str
-    roster_minimum: int
     master_key: str
     ceremony: str
     kcv: str
@@ -69,7 +65,7 @@ class EndedTerms(Message):
 
 def acknowledge(channel: Channel) -> None:
     """Sign that a program has ended (`Ended`): terms in, signed document out."""
-    terms = EndedTerms.model_validate_json(channel.receive())
+    terms = channel.read(EndedTerms)
     identity = Identity.load(Path(terms.identity))
     ended = Ended(
         master_key=terms.master_key,
@@ -78,14 +74,13 @@ def acknowledge(channel: Channel) -> None:
         recipient=identity.fingerprint,
         time=terms.time,
     )
-    channel.send(identity.sign(ended).model_dump_json().encode())
+    channel.reply(identity.sign(ended))
 
 
 def serve(channel: Channel) -> None:
     """Run the recipient's side: terms in, signed request out, delivery and descriptor in, "done" out."""
-    terms = Terms.model_validate_json(channel.receive())
-    source = RosterSource(Path(terms.roster_file), terms.roster_genesis, terms.roster_minimum)
-    chain, identity, key = source.load(), Identity.load(Path(terms.identity)), PrivateKey()
+    terms, key = channel.read(Terms), PrivateKey()
+    chain, identity = terms.open()
     manifest = pinned_manifest(terms.manifest, chain, terms.master_key, terms.kcv)
     request = RecipientRequest(
         master_key=terms.master_key,
@@ -100,8 +95,8 @@ def serve(channel: Channel) -> None:
         issued=seconds(terms.issued),
         expires=seconds(terms.expires),
     )
-    channel.send(identity.sign(request).model_dump_json().encode())
-    handover = Handover.model_validate_json(channel.receive())
+    channel.reply(identity.sign(request))
+    handover = channel.read(Handover)
     descriptor = channel.receive_descriptor()
     try:
         master_key = open_delivery(handover.delivered, request, chain, key, terms.kcv, datetime.now(UTC))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from activities.identity import Identity
+from workflows.contracts.trust.canonical import Message
 from workflows.contracts.trust.chain import RosterChain, parse_roster_file, verify_chain
 from workflows.contracts.trust.errors import RosterInvalid
 
@@ -35,6 +37,24 @@ class RosterSource:
         except OSError as error:
             raise RosterInvalid(f"cannot read the roster {self.file}: {error.strerror}") from None
         return _verified(text, self.genesis, self.minimum)
+
+
+class HostTerms(Message):
+    """What a one-shot process is told of its host: where its identity key is, where the roster, and what is pinned."""
+
+    identity: str
+    roster_file: str
+    roster_genesis: str
+    roster_minimum: int
+
+    def open(self, seen: int = 0) -> tuple[RosterChain, Identity]:
+        """The verified roster, not older than version `seen`, and the identity.
+
+        Raises:
+            RosterInvalid, ConfigurationInvalid: one of them is not as it should be.
+        """
+        source = RosterSource(Path(self.roster_file), self.roster_genesis, max(self.roster_minimum, seen))
+        return source.load(), Identity.load(Path(self.identity))
 
 
 @lru_cache(maxsize=4)

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from activities.crypto.context import Context, context_bytes
 from activities.identity import Identity, generate_identity
-from activities.keystores.context import Desk, KeystoreTerms
+from activities.keystores.context import CallContext, KeystoreTerms
 from activities.keystores.kinds.age_keys import AgeIdentity, write_identity
 from activities.keystores.kinds.base import KeyRef, Keystore, WrappedKey
 from activities.keystores.kinds.offline import Offline, OfflineSettings
@@ -330,7 +330,9 @@ class World:
 
     # --- keystore workers --------------------------------------------------------------------------------
 
-    def desk(self, name: str, *, keystore: Keystore | None = None, modes: Sequence[str] = ("sss", "seal")) -> Desk:
+    def desk(
+        self, name: str, *, keystore: Keystore | None = None, modes: Sequence[str] = ("sss", "seal")
+    ) -> CallContext:
         """What a one-shot process of this keystore's worker works with."""
         terms = KeystoreTerms(
             name=name,
@@ -343,7 +345,7 @@ class World:
             modes=tuple(modes),
         )
         state = StateDirectory(Path(terms.state))
-        return Desk(terms, keystore or self._keystore(name), self.keystores[name], state, self.chain)
+        return CallContext(terms, keystore or self._keystore(name), self.keystores[name], state, self.chain)
 
     def _keystore(self, name: str) -> Keystore:
         worker = self.roster.keystore(name)

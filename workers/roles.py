@@ -28,6 +28,7 @@ from activities.keystores.activities import TARGET as KEYSTORE_TARGET
 from activities.keystores.activities import KeystoreActivities
 from activities.keystores.kinds import preload
 from activities.oneshot.process import Pool
+from activities.roster import HostTerms
 from activities.strongroom.activities import TARGET as STRONGROOM_TARGET
 from activities.strongroom.activities import StrongroomActivities
 from workers.client import ceremonies as ceremony_client
@@ -89,14 +90,13 @@ async def run_strongroom(configuration: Configuration) -> None:
     )
     pool = Pool(STRONGROOM_TARGET, ("activities.strongroom.session",), spares=_SPARES)
     await pool.start()
-    activities = StrongroomActivities(
-        pool,
-        private,
+    host = HostTerms(
         identity=str(path),
         roster_file=str(source.file),
         roster_genesis=source.genesis,
         roster_minimum=source.minimum,
     )
+    activities = StrongroomActivities(pool, private, host)
     workers = [
         _activity_worker(client, names.strongroom_queue(entry.name), activities.shared()),
         # Every open session occupies a slot while it is held: were they to run out, none could be used.

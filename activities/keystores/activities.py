@@ -17,6 +17,7 @@ from workflows.contracts.messages.keystore import (
     CheckDataKey,
     DescribeKey,
     GenerateDataKey,
+    KeystoreRequest,
     NoteCommit,
     NoteOrder,
     ReportState,
@@ -61,51 +62,51 @@ class KeystoreActivities:
     @activity.defn(name=names.DESCRIBE_KEY)
     async def describe_key(self, request: DescribeKey) -> Signed:
         """Which key this keystore uses, signed."""
-        return await self._call(request.keystore, KeystoreCall(terms=self._terms, describe=request), Signed)
+        return await self._call(request, Signed)
 
     @activity.defn(name=names.GENERATE_DATA_KEY)
     async def generate_data_key(self, request: GenerateDataKey) -> DekAnswer:
         """A fresh DEK, wrapped, and encrypted to a session."""
-        return await self._call(request.keystore, KeystoreCall(terms=self._terms, generate=request), DekAnswer)
+        return await self._call(request, DekAnswer)
 
     @activity.defn(name=names.UNWRAP_DATA_KEY)
     async def unwrap_data_key(self, request: UnwrapDataKey) -> DekAnswer:
         """A DEK unwrapped and encrypted to a session."""
-        return await self._call(request.keystore, KeystoreCall(terms=self._terms, unwrap=request), DekAnswer)
+        return await self._call(request, DekAnswer)
 
     @activity.defn(name=names.CHECK_DATA_KEY)
     async def check_data_key(self, request: CheckDataKey) -> Signed:
         """Proof that a DEK can still be given back; nothing is released."""
-        return await self._call(request.keystore, KeystoreCall(terms=self._terms, check=request), Signed)
+        return await self._call(request, Signed)
 
     @activity.defn(name=names.NOTE_COMMIT)
     async def note_commit(self, request: NoteCommit) -> Signed:
         """Remember which manifest is in force; answers with what is remembered, signed."""
-        return await self._call(request.keystore, KeystoreCall(terms=self._terms, note=request), Signed)
+        return await self._call(request, Signed)
 
     @activity.defn(name=names.NOTE_ORDER)
     async def note_order(self, request: NoteOrder) -> Signed:
         """Do what a governance quorum has ordered; answers with what is remembered, signed."""
-        return await self._call(request.keystore, KeystoreCall(terms=self._terms, order=request), Signed)
+        return await self._call(request, Signed)
 
     @activity.defn(name=names.STOP_SERVING)
     async def stop_serving(self, request: StopServing) -> Signed:
         """Remember a custodian's order to stop; answers with what is remembered, signed."""
-        return await self._call(request.keystore, KeystoreCall(terms=self._terms, stop=request), Signed)
+        return await self._call(request, Signed)
 
     @activity.defn(name=names.REPORT_STATE)
     async def report_state(self, request: ReportState) -> Signed:
         """What this worker remembers, signed."""
-        return await self._call(request.keystore, KeystoreCall(terms=self._terms, report=request), Signed)
+        return await self._call(request, Signed)
 
-    async def _call(self, keystore: str, call: KeystoreCall, result: type[M]) -> M:
+    async def _call(self, request: KeystoreRequest, result: type[M]) -> M:
         try:
-            if keystore != self._terms.name:
-                raise ConfigurationInvalid(f"this worker serves {self._terms.name}, not {keystore}")
+            if request.keystore != self._terms.name:
+                raise ConfigurationInvalid(f"this worker serves {self._terms.name}, not {request.keystore}")
             async with heartbeating():
                 process = await self._pool.take()
                 try:
-                    return result.model_validate_json(await process.call(call.model_dump_json().encode()))
+                    return await process.ask(KeystoreCall.of(request, terms=self._terms), result)
                 finally:
                     # Also when the activity is cancelled: an SDK that hangs is ended with its process.
                     self._pool.release(process)

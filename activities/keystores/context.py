@@ -10,28 +10,23 @@ from activities.identity import Identity
 from activities.keystores.kinds.base import Keystore
 from activities.keystores.kinds.registry import open_keystore, parse_settings
 from activities.keystores.state import StateDirectory
-from activities.roster import RosterSource
-from workflows.contracts.trust.canonical import Message
+from activities.roster import HostTerms
 from workflows.contracts.trust.chain import RosterChain
 from workflows.contracts.trust.fields import Mode
 
 
-class KeystoreTerms(Message):
+class KeystoreTerms(HostTerms):
     """What a one-shot keystore process is told of its worker; secrets only by reference."""
 
     name: str
     settings: dict[str, Any]
-    identity: str
     state: str
-    roster_file: str
-    roster_genesis: str
-    roster_minimum: int
     modes: tuple[Mode, ...]
 
 
 @dataclass(frozen=True)
-class Desk:
-    """What a keystore process works with.
+class CallContext:
+    """What one call to a keystore works with.
 
     Attributes:
         terms: of its worker.
@@ -48,15 +43,14 @@ class Desk:
     chain: RosterChain
 
     @classmethod
-    def open(cls, terms: KeystoreTerms) -> Desk:
+    def open(cls, terms: KeystoreTerms) -> CallContext:
         """Read identity, state and roster; the roster may not be older than one seen before.
 
         Raises:
             RosterInvalid, ConfigurationInvalid: one of them is not as it should be.
         """
         state = StateDirectory(Path(terms.state))
-        minimum = max(terms.roster_minimum, state.read().roster_number)
-        chain = RosterSource(Path(terms.roster_file), terms.roster_genesis, minimum).load()
+        chain, identity = terms.open(seen=state.read().roster_number)
         state.note_roster(chain.current.number)
         keystore = open_keystore(terms.name, parse_settings(terms.name, terms.settings))
-        return cls(terms, keystore, Identity.load(Path(terms.identity)), state, chain)
+        return cls(terms, keystore, identity, state, chain)

@@ -21,9 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context, reduction
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
+from typing import TypeVar
 
 from activities.oneshot.installed import run_only_installed_code
+from workflows.contracts.trust.canonical import Message
 from workflows.contracts.trust.errors import BY_NAME, MasterKeyError, SessionLost
+
+M = TypeVar("M", bound=Message)
 
 _MAXIMUM_FRAME = 16 * 1024 * 1024
 _REFILL_SECONDS = 0.5
@@ -51,6 +55,14 @@ class Channel:
     def send(self, data: bytes) -> None:
         """Answer with one frame."""
         self._connection.send_bytes(b"+" + data)
+
+    def read(self, kind: type[M]) -> M:
+        """The next frame as a message."""
+        return kind.model_validate_json(self.receive())
+
+    def reply(self, message: Message) -> None:
+        """Answer with a message."""
+        self.send(message.model_dump_json().encode())
 
     def receive_descriptor(self) -> int:
         """The descriptor that the worker passes with `OneShot.call_with_descriptor`."""
@@ -140,6 +152,10 @@ class OneShot:
         except OSError:
             raise SessionLost("the one-shot process is gone") from None
         return await self.answer()
+
+    async def ask(self, request: Message, answer: type[M]) -> M:
+        """As `call`, with messages of these types."""
+        return answer.model_validate_json(await self.call(request.model_dump_json().encode()))
 
     async def call_with_descriptor(self, data: bytes, descriptor: int) -> bytes:
         """As `call`, and pass an open descriptor along (`SCM_RIGHTS`)."""

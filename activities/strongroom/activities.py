@@ -12,7 +12,9 @@ from temporalio import activity
 
 from activities.heartbeat import heartbeating
 from activities.oneshot.process import OneShot, Pool
-from activities.strongroom.session import SessionWork
+from activities.oneshot.requests import Asked
+from activities.roster import HostTerms
+from activities.strongroom.session import SessionTerms
 from workflows.calls.failures import as_failure
 from workflows.contracts import names
 from workflows.contracts.messages.protection import StoredProtection
@@ -24,7 +26,6 @@ from workflows.contracts.messages.strongroom import (
     Release,
     Reshard,
     SessionOpened,
-    SessionTerms,
 )
 from workflows.contracts.trust.canonical import Message, Signed
 from workflows.contracts.trust.errors import MasterKeyError, SessionLost
@@ -49,30 +50,13 @@ class StrongroomActivities:
     Args:
         pool: makes one-shot processes that run `TARGET`.
         private_queue: the task queue that only this worker polls.
-        identity: path of the identity key; read by each session, never by the worker.
-        roster_file: with `roster_genesis` and `roster_minimum`, what each session verifies.
-        roster_genesis: the pinned digest of the first roster version.
-        roster_minimum: the oldest acceptable number of the newest one.
+        host: what each session is told: identity key and pinned roster, which the worker itself never reads.
     """
 
-    def __init__(
-        self,
-        pool: Pool,
-        private_queue: str,
-        *,
-        identity: str,
-        roster_file: str,
-        roster_genesis: str,
-        roster_minimum: int,
-    ) -> None:
+    def __init__(self, pool: Pool, private_queue: str, host: HostTerms) -> None:
         self._pool = pool
         self._queue = private_queue
-        self._terms = {
-            "identity": identity,
-            "roster_file": roster_file,
-            "roster_genesis": roster_genesis,
-            "roster_minimum": roster_minimum,
-        }
+        self._host = host
         self._sessions: dict[str, _Held] = {}
 
     def shared(self) -> Sequence[Callable[..., Any]]:
@@ -87,10 +71,10 @@ class StrongroomActivities:
     async def open_session(self, request: OpenSession) -> SessionOpened:
         """A process with an HPKE key of its own, announced and signed."""
         session = secrets.token_hex(16)
-        terms = SessionTerms.model_validate({**self._terms, **request.model_dump(), "session": session})
+        terms = SessionTerms.model_validate({**dict(self._host), **dict(request), "session": session})
         process = await self._pool.take()
         try:
-            answer = await process.call(terms.model_dump_json().encode())
+            announcement = await process.ask(terms, Signed)
         except MasterKeyError as error:
             self._pool.release(process)
             raise as_failure(error) from None
@@ -99,7 +83,7 @@ class StrongroomActivities:
             raise
         self._sessions[session] = _Held(process)
         asyncio.get_running_loop().call_later(SESSION_LIFETIME.total_seconds(), self._end, session, True)
-        return SessionOpened(announcement=Signed.model_validate_json(answer), queue=self._queue, session=session)
+        return SessionOpened(announcement=announcement, queue=self._queue, session=session)
 
     @activity.defn(name=names.HOLD_SESSION)
     async def hold_session(self, request: HoldSession) -> None:
@@ -121,25 +105,25 @@ class StrongroomActivities:
     @activity.defn(name=names.PROTECT)
     async def protect(self, request: Protect) -> StoredProtection:
         """Draw a MasterKey and protect it; answers with ciphertexts and the signed manifest."""
-        return await self._use(request.session, SessionWork(protect=request), StoredProtection)
+        return await self._use(request, StoredProtection)
 
     @activity.defn(name=names.RELEASE)
     async def release(self, request: Release) -> Delivered:
         """Recombine a MasterKey and encrypt it to the recipient; answers with the signed delivery."""
-        return await self._use(request.session, SessionWork(release=request), Delivered)
+        return await self._use(request, Delivered)
 
     @activity.defn(name=names.RESHARD)
     async def reshard(self, request: Reshard) -> StoredProtection:
         """Recombine a MasterKey and protect it anew; answers with ciphertexts and the signed manifest."""
-        return await self._use(request.session, SessionWork(reshard=request), StoredProtection)
+        return await self._use(request, StoredProtection)
 
-    async def _use(self, session: str, work: SessionWork, result: type[M]) -> M:
-        held = self._sessions.pop(session, None)
+    async def _use(self, work: Protect | Release | Reshard, result: type[M]) -> M:
+        held = self._sessions.pop(work.session, None)
         if held is None:
             raise as_failure(SessionLost("the session was used before, or died"))
         try:
             async with heartbeating():
-                return result.model_validate_json(await held.process.call(work.model_dump_json().encode()))
+                return await held.process.ask(Asked.of(work), result)
         except MasterKeyError as error:
             raise as_failure(error) from None
         finally:

@@ -10,52 +10,45 @@ from __future__ import annotations
 
 import secrets
 import signal
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import Any
 
 from activities.crypto import envelope, hpke
-from activities.identity import Identity
 from activities.oneshot.process import Channel
-from activities.roster import RosterSource
+from activities.oneshot.requests import Asked
+from activities.roster import HostTerms
 from activities.strongroom.datakeys import Session
 from activities.strongroom.opening import open_protection
 from activities.strongroom.protecting import make_protection
 from workflows.contracts.messages.protection import StoredProtection
-from workflows.contracts.messages.strongroom import Delivered, Protect, Release, Reshard, SessionTerms
+from workflows.contracts.messages.strongroom import Delivered, Protect, Release, Reshard
 from workflows.contracts.trust.authority import Granted, check_protect, check_release, check_reshard
 from workflows.contracts.trust.canonical import Message, Signed, digest, encode64, seconds
 from workflows.contracts.trust.errors import ApprovalInvalid
-from workflows.contracts.trust.fields import SUITE, Work
+from workflows.contracts.trust.fields import SUITE, Nonce, Work
 from workflows.contracts.trust.plan import parse_plan
 from workflows.contracts.trust.session import Delivery, SessionAnnouncement, delivery_info
 from workflows.contracts.trust.validity import SESSION_LIFETIME
 
 
-class SessionWork(Message):
-    """The one thing that a session is asked to do: exactly one of these is set."""
+class SessionTerms(HostTerms):
+    """What a session is told when it is opened."""
 
-    protect: Protect | None = None
-    release: Release | None = None
-    reshard: Reshard | None = None
+    purpose: Work
+    plan: str
+    attempt: int
+    session: Nonce
 
 
 def serve(channel: Channel) -> None:
     """Run a session over a pipe: terms in, announcement out, work in, answer out."""
-    session = open_session(SessionTerms.model_validate_json(channel.receive()), _now())
+    session = open_session(channel.read(SessionTerms), _now())
     # The key dies with its announcement: SIGALRM ends the process, whatever it waits for.
     signal.setitimer(signal.ITIMER_REAL, SESSION_LIFETIME.total_seconds())
-    channel.send(session.identity.sign(session.announcement).model_dump_json().encode())
-    work = SessionWork.model_validate_json(channel.receive())
-    answer: StoredProtection | Delivered
-    if work.protect is not None:
-        answer = protect(session, work.protect, _now())
-    elif work.release is not None:
-        answer = release(session, work.release, _now())
-    elif work.reshard is not None:
-        answer = reshard(session, work.reshard, _now())
-    else:
-        raise ApprovalInvalid("the session was asked to do nothing")
-    channel.send(answer.model_dump_json().encode())
+    channel.reply(session.identity.sign(session.announcement))
+    work = channel.read(Asked).request(WORK)
+    channel.reply(WORK[type(work)](session, work, _now()))
 
 
 def open_session(terms: SessionTerms, now: datetime) -> Session:
@@ -64,9 +57,8 @@ def open_session(terms: SessionTerms, now: datetime) -> Session:
     Raises:
         ApprovalInvalid: the plan names another strongroom, another roster, or is out of time.
     """
-    roster = RosterSource(Path(terms.roster_file), terms.roster_genesis, terms.roster_minimum)
-    chain, identity, key = roster.load(), Identity.load(Path(terms.identity)), hpke.PrivateKey()
-    plan = parse_plan(terms.plan)
+    chain, identity = terms.open()
+    key, plan = hpke.PrivateKey(), parse_plan(terms.plan)
     if plan.strongroom != identity.fingerprint:
         raise ApprovalInvalid("the plan names another strongroom")
     announcement = SessionAnnouncement(
@@ -142,6 +134,14 @@ def release(session: Session, work: Release, now: datetime) -> Delivered:
         time=seconds(now),
     )
     return Delivered(delivery=session.identity.sign(delivery), ciphertext=encode64(ciphertext))
+
+
+WORK: Mapping[type[Message], Callable[[Session, Any, datetime], Message]] = {
+    Protect: protect,
+    Release: release,
+    Reshard: reshard,
+}
+"""The one thing that a session is asked to do, and what does it."""
 
 
 def _granted(session: Session, purpose: Work, granted: Granted) -> Granted:

@@ -21,15 +21,17 @@ from datetime import UTC, datetime, timedelta
 from activities.keystores import datakey
 from activities.keystores.context import KeystoreTerms
 from activities.keystores.kinds import preload
-from activities.oneshot.process import OneShot, Pool
+from activities.oneshot.process import Channel, OneShot, Pool
+from activities.oneshot.requests import Asked
 from activities.strongroom import session
+from activities.strongroom.session import SessionTerms
 from tests.bench import targets
 from tests.bench.measure import Collected, Row, Series, milliseconds_since, take_turns_async
 from tests.bench.unseals import Unseals
 from workers.config import Configuration
 from workflows.contracts.messages.keystore import UnwrapDataKey
 from workflows.contracts.messages.protection import DekAnswer, StoredProtection, StoredShard
-from workflows.contracts.messages.strongroom import Release, SessionTerms
+from workflows.contracts.messages.strongroom import Release
 from workflows.contracts.trust.canonical import Message, Signed, seconds
 from workflows.contracts.trust.plan import Plan, PlanRecipient, RecipientRequest, Source
 from workflows.contracts.trust.protection import Manifest
@@ -40,7 +42,7 @@ MEBI = 1024 * 1024
 _PAUSE = 0.8
 
 
-class Direct:
+class Direct(Channel):
     """A channel without a process: what is received lies ready, what is sent is kept."""
 
     def __init__(self) -> None:
@@ -119,13 +121,13 @@ class Material:
             manifest=self.stored.manifest,
             wrapped_dek=self.stored.shards[0].wrapped_dek,
         )
-        return _frame(datakey.KeystoreCall(terms=self.keystore, unwrap=request))
+        return _frame(datakey.KeystoreCall.of(request, terms=self.keystore))
 
     def release(self, answer: bytes) -> bytes:
         """The work of the session."""
         deks = (DekAnswer.model_validate_json(answer),)
         work = Release(session=self.terms.session, authority=self.authority, protection=self.stored, deks=deks)
-        return _frame(session.SessionWork(release=work))
+        return _frame(Asked.of(work))
 
 
 def _frame(message: Message) -> bytes:
@@ -180,7 +182,7 @@ class Bench:
             before = milliseconds_since(start)
             there.frames.append(material.unwrap(Signed.model_validate_json(here.sent[0])))
             begun = time.perf_counter()
-            datakey.serve(there)  # type: ignore[arg-type]
+            datakey.serve(there)
             self.found.add("direct keystore", milliseconds_since(begun))
             answer = material.release(there.sent[0])
             start = time.perf_counter()
@@ -190,7 +192,7 @@ class Bench:
         here.receive = lambda: receive() if here.frames else work()  # type: ignore[method-assign]
         start = time.perf_counter()
         try:
-            session.serve(here)  # type: ignore[arg-type]
+            session.serve(here)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
         self.found.add("direct session", before + milliseconds_since(start))

@@ -16,7 +16,7 @@ from activities.crypto.age_wrap import check_recipient, wrap_dek
 from activities.crypto.context import context_hash
 from activities.crypto.hpke import PrivateKey
 from activities.keystores import datakey
-from activities.keystores.context import Desk
+from activities.keystores.context import CallContext
 from activities.keystores.kinds.age_keys import AgeIdentity, read_identity, write_identity
 from activities.keystores.kinds.base import KeyRef, Keystore
 from activities.keystores.kinds.offline import Offline, OfflineSettings
@@ -390,7 +390,7 @@ class OfflineCeremony(Ceremony):
         )
         return session.protect(opened, Protect(session="ab" * 16, authority=authority, deks=deks), now())
 
-    def desk(self, keystore: Keystore | None = None) -> Desk:
+    def desk(self, keystore: Keystore | None = None) -> CallContext:
         return self.world.desk("ks-5", keystore=keystore or self.key)
 
     def unwrap(self, stored: StoredProtection, index: int, authority: Authority, announced: Signed) -> DekAnswer:

@@ -17,10 +17,11 @@ from activities.keystores.kinds.base import KeyRef, WrappedKey
 from activities.recipient import open_delivery
 from activities.strongroom import session
 from activities.strongroom.datakeys import Session
+from activities.strongroom.session import SessionTerms
 from tests.world import KEYSTORES, NAMES, UNSEAL, MemoryKeystore, World, now
 from workflows.contracts.messages.keystore import CheckDataKey, GenerateDataKey, NoteCommit, UnwrapDataKey
 from workflows.contracts.messages.protection import DekAnswer, StoredProtection
-from workflows.contracts.messages.strongroom import Delivered, Protect, Release, SessionTerms
+from workflows.contracts.messages.strongroom import Delivered, Protect, Release
 from workflows.contracts.trust.canonical import Signed, decode64, digest, encode64
 from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, ManifestInvalid, PlanInvalid
 from workflows.contracts.trust.keystore import StateStatement

@@ -19,6 +19,8 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.crypto import envelope, hpke
 from activities.oneshot.process import Channel, OneShot, Pool
+from activities.oneshot.requests import Asked
+from activities.roster import HostTerms
 from activities.strongroom import session
 from activities.strongroom.activities import TARGET, StrongroomActivities
 from tests.strongroom.test_reshard import Resharding
@@ -42,14 +44,13 @@ async def strongroom(world: World) -> AsyncIterator[StrongroomActivities]:
     pool = Pool(TARGET, ("activities.strongroom.session",), spares=1)
     await pool.start()
     source = world.source
-    yield StrongroomActivities(
-        pool,
-        "private",
+    host = HostTerms(
         identity=str(world.folder / "strongroom"),
         roster_file=str(source.file),
         roster_genesis=source.genesis,
         roster_minimum=1,
     )
+    yield StrongroomActivities(pool, "private", host)
     await pool.close()
 
 
@@ -257,7 +258,7 @@ def test_a_session_speaks_terms_announcement_work_and_answer(world: World, monke
 
     asked = GenerateDataKey(keystore="ks-1", index=1, authority=authority, session=announced)
     dek = datakey.generate(world.desk("ks-1"), asked, now())
-    work = session.SessionWork(protect=Protect(session="ab" * 16, authority=authority, deks=(dek,)))
+    work = Asked.of(Protect(session="ab" * 16, authority=authority, deks=(dek,)))
     ours.send_bytes(work.model_dump_json().encode())
     answer = ours.recv_bytes()
     thread.join(5)
@@ -279,9 +280,9 @@ def test_a_session_that_is_asked_for_something_else_or_for_nothing_says_so(
     )
     reshard = Reshard(**dict(release), opened=())
     for work, complaint in (
-        (session.SessionWork(), "asked to do nothing"),
-        (session.SessionWork(release=release), "releases nothing"),
-        (session.SessionWork(reshard=reshard), "opens nothing to protect it anew"),
+        (Asked.of(OpenSession(purpose="protect", plan="", attempt=1)), "asked for something that it does not do"),
+        (Asked.of(release), "releases nothing"),
+        (Asked.of(reshard), "opens nothing to protect it anew"),
     ):
         ours, thread, raised = serve(monkeypatch)
         ours.send_bytes(terms(world, plan, "protect"))

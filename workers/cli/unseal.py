@@ -93,11 +93,11 @@ async def _unseal(name: str, command: Sequence[str], fd: int | None, deadline_ho
     pool = Pool(recipient.TARGET, (), spares=0)
     process = await pool.take()
     try:
-        asked = await asyncio.wait_for(process.call(terms.model_dump_json().encode()), _PREPARE_SECONDS)
+        signed = await asyncio.wait_for(process.ask(terms, Signed), _PREPARE_SECONDS)
         request = UnsealRequest(
             ceremony=terms.ceremony,
             master_key=name,
-            request=Signed.model_validate_json(asked),
+            request=signed,
             quorum_timeout_seconds=int(lifetime.total_seconds()),
         )
         handle = await ceremony_client.start(client, "UnsealWorkflow", request)

@@ -81,7 +81,7 @@ async def acknowledge(client: Client, stop: Stop, request: HoldRequest, identity
             stop=stop.digest,
             time=seconds(datetime.now(UTC)),
         )
-        signed = Signed.model_validate_json(await process.call(terms.model_dump_json().encode()))
+        signed = await process.ask(terms, Signed)
     finally:
         pool.release(process)
         await pool.close()

@@ -51,8 +51,7 @@ class Custody:
         Raises:
             ConfigurationInvalid, KeystoreAccessDenied: one of them is missing, another one, or does not open.
         """
-        call = KeystoreCall(terms=self._terms, describe=DescribeKey(keystore=self.name))
-        described, signer = open_signed(KeyDescription, await self._call(call, Signed))
+        described, signer = open_signed(KeyDescription, await self._call(DescribeKey(keystore=self.name), Signed))
         if (signer, described.key_id) != (self._entry.fingerprint, self._entry.offline_key_id):
             raise ConfigurationInvalid(
                 f"the roster names another identity key for {self.name} than {self._terms.identity}",
@@ -62,22 +61,22 @@ class Custody:
 
     async def check(self, request: CheckDataKey) -> Signed:
         """Prove that the data key of a shard can be given back; releases nothing."""
-        return await self._call(KeystoreCall(terms=self._terms, check=request), Signed)
+        return await self._call(request, Signed)
 
     async def unwrap(self, request: UnwrapDataKey) -> DekAnswer:
         """A data key, encrypted to the session that asks for it."""
-        return await self._call(KeystoreCall(terms=self._terms, unwrap=request), DekAnswer)
+        return await self._call(request, DekAnswer)
 
     async def close(self) -> None:
         """End the machinery."""
         await self._pool.close()
 
-    async def _call(self, call: KeystoreCall, result: type[M]) -> M:
+    async def _call(self, request: Message, result: type[M]) -> M:
         with terminal_kept():
             process = await self._pool.take()
             try:
-                answered = process.call(call.model_dump_json().encode())
-                return result.model_validate_json(await asyncio.wait_for(answered, ANSWER_SECONDS))
+                answered = process.ask(KeystoreCall.of(request, terms=self._terms), result)
+                return await asyncio.wait_for(answered, ANSWER_SECONDS)
             except TimeoutError:
                 raise SessionLost(
                     f"{self.name} did not answer in {ANSWER_SECONDS:.0f} s: was its passphrase typed?"

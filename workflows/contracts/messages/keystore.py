@@ -7,25 +7,27 @@ from workflows.contracts.trust.fields import Index, Nonce
 from workflows.contracts.trust.quorum import Authority
 
 
-class DescribeKey(Message):
+class KeystoreRequest(Message):
+    """Base of what a keystore's workers are asked: which keystore is meant."""
+
+    keystore: Name
+
+
+class DescribeKey(KeystoreRequest):
     """Ask a keystore worker which key it uses."""
 
-    keystore: Name
 
-
-class GenerateDataKey(Message):
+class GenerateDataKey(KeystoreRequest):
     """Ask a keystore worker for a fresh DEK, wrapped, and encrypted to a session."""
 
-    keystore: Name
     index: Index
     authority: Authority
     session: Signed
 
 
-class UnwrapDataKey(Message):
+class UnwrapDataKey(KeystoreRequest):
     """Ask a keystore worker to unwrap a DEK and encrypt it to a session."""
 
-    keystore: Name
     index: Index
     authority: Authority
     session: Signed
@@ -33,49 +35,44 @@ class UnwrapDataKey(Message):
     wrapped_dek: Base64
 
 
-class CheckDataKey(Message):
+class CheckDataKey(KeystoreRequest):
     """Ask a keystore worker to prove that it can still give back a DEK; releases nothing."""
 
-    keystore: Name
     index: Index
     manifest: Signed
     wrapped_dek: Base64
     nonce: Nonce
 
 
-class NoteCommit(Message):
+class NoteCommit(KeystoreRequest):
     """Tell a keystore worker which manifest is in force, so that it refuses what is older.
 
     Attributes:
         proofs: of every keystore of that protection, that it can give back its data key (`CheckResponse`).
     """
 
-    keystore: Name
     manifest: Signed
     proofs: tuple[Signed, ...] = ()
 
 
-class NoteOrder(Message):
+class NoteOrder(KeystoreRequest):
     """Tell a keystore worker what a governance quorum has ordered: a lift, a retirement, or a destruction.
 
     Attributes:
         manifest: what the order is about; none for a lift.
     """
 
-    keystore: Name
     authority: Authority
     manifest: Signed | None = None
 
 
-class StopServing(Message):
+class StopServing(KeystoreRequest):
     """Tell a keystore worker that a custodian has ordered to stop."""
 
-    keystore: Name
     stop: Signed
 
 
-class ReportState(Message):
+class ReportState(KeystoreRequest):
     """Ask a keystore worker what it remembers."""
 
-    keystore: Name
     nonce: Nonce

@@ -72,16 +72,3 @@ class Delivered(Message):
 
     delivery: Signed
     ciphertext: Base64
-
-
-class SessionTerms(Message):
-    """What a session is told when it is opened."""
-
-    identity: str
-    roster_file: str
-    roster_genesis: str
-    roster_minimum: int
-    purpose: Work
-    plan: str
-    attempt: int
-    session: Nonce
