@@ -15,50 +15,49 @@ from temporalio import workflow
 
 from workflows.calls.concurrency import gather
 from workflows.contracts import names
-from workflows.contracts.messages.keystore import CheckDataKey
 from workflows.contracts.messages.protection import StoredProtection, StoredShard
 from workflows.contracts.messages.requests import DrillRequest
 from workflows.contracts.messages.results import DrillResult, ProtectionHealth, ShardHealth
-from workflows.contracts.trust.canonical import Signed, decode64, digest
-from workflows.contracts.trust.errors import CiphertextInvalid, KeystoreUnavailable, MasterKeyError
-from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.errors import KeystoreUnavailable, MasterKeyError
 from workflows.contracts.trust.roster import Roster
-from workflows.steps.protect import Protecting
-from workflows.steps.prove import prove_data_key
+from workflows.steps.contribute import Contributing
+from workflows.steps.notify import notify_of_commit
+from workflows.steps.protections import Held
 
-_PATIENCE = timedelta(seconds=60)
+_TIMEOUT = timedelta(seconds=60)
 _ATTEMPTS = 3
 
 
 @workflow.defn
-class DrillWorkflow(Protecting):
+class DrillWorkflow(Contributing):
     """One drill of all active protections of one MasterKey."""
 
     @workflow.init
     def __init__(self, request: DrillRequest) -> None:
         own = f"{request.master_key}.drill.{workflow.info().run_id.replace('-', '')[:12]}"
         super().__init__(request.ceremony or own, "drill", request.master_key)
-        self._offline_patience = timedelta(0)
+        self._offline_timeout = timedelta(0)
         self._proven: dict[tuple[str, int], datetime] = {}
         self._words: dict[tuple[str, int], Signed] = {}
 
     @workflow.run
     async def run(self, request: DrillRequest) -> DrillResult:
         """Ask every keystore and report; a shard that does not open is a result, not a failure."""
-        self._offline_patience = timedelta(seconds=request.offline_seconds)
+        self._offline_timeout = timedelta(seconds=request.offline_seconds)
         return await self.run_to_the_end(self._drill)
 
     async def _drill(self) -> DrillResult:
-        begun = await self.begin(all_active=True)
-        roster = Roster.parse(begun.roster.encode())
+        begun, roster = await self.begin(all_active=True)
         for one in begun.proofs:
             self._proven[one.manifest, one.index] = one.at
             if one.proof is not None:
                 self._words[one.manifest, one.index] = one.proof
-        for stored in begun.active:
-            self.know_offline(roster, [row.keystore for row in stored.shards])
+        active = [Held.read(stored) for stored in begun.active]
+        for held in active:
+            self.know_offline(roster, held.keystores)
         await self.enter("drilling")
-        protections = await gather([self._protection(stored, roster) for stored in begun.active])
+        protections = await gather([self._protection(held, roster) for held in active])
         result = DrillResult(
             ceremony=self.ceremony,
             master_key=self.master_key,
@@ -72,12 +71,13 @@ class DrillWorkflow(Protecting):
         await self.close("done", summary(result))
         return result
 
-    async def _protection(self, stored: StoredProtection, roster: Roster) -> ProtectionHealth:
-        manifest = Manifest.parse(stored.manifest.document.encode())
-        shards = await gather([self._shard(stored, manifest, row.index, roster) for row in stored.shards])
-        not_told = await self._tell_again(stored, [shard.keystore for shard in shards if not shard.opens], roster)
+    async def _protection(self, held: Held, roster: Roster) -> ProtectionHealth:
+        manifest = held.manifest
+        shards = await gather([self._shard(held, row, roster) for row in held.stored.shards])
+        away = [shard.keystore for shard in shards if not shard.opens]
+        not_told = await self._notify_again(held.stored, away, roster)
         return ProtectionHealth(
-            manifest=stored.manifest.digest,
+            manifest=held.digest,
             purpose=manifest.purpose,
             mode=manifest.mode,
             threshold=manifest.threshold,
@@ -86,34 +86,33 @@ class DrillWorkflow(Protecting):
             not_told=not_told,
         )
 
-    async def _tell_again(self, stored: StoredProtection, away: list[str], roster: Roster) -> tuple[str, ...]:
-        """Tell every keystore worker of the roster what is in force: one that missed it serves an older one still."""
+    async def _notify_again(self, stored: StoredProtection, away: list[str], roster: Roster) -> tuple[str, ...]:
+        """Notify every keystore worker of the roster what is in force: one that missed it serves an older one still."""
         places = [(stored.manifest.digest, row.index) for row in stored.shards]
         if any(place not in self._words for place in places):
             return ()
         proofs = tuple(self._words[place] for place in places)
         everybody = [one.name for one in roster.keystores]
-        return await self.tell_of_commit(stored, proofs, everybody, roster, away)
+        return await notify_of_commit(self, stored, proofs, everybody, roster, away)
 
-    async def _shard(self, stored: StoredProtection, manifest: Manifest, index: int, roster: Roster) -> ShardHealth:
-        row, described = stored.shards[index - 1], manifest.shards[index - 1]
-        proven = self._proven.get((stored.manifest.digest, index))
-        offline = self.is_offline(row.keystore)
+    async def _shard(self, held: Held, row: StoredShard, roster: Roster) -> ShardHealth:
+        place = held.digest, row.index
+        proven, offline = self._proven.get(place), self.is_offline(row.keystore)
         self.progress(row.keystore, "asked")
         try:
-            if digest(decode64(row.nonce) + decode64(row.ciphertext)) != described.ciphertext_hash:
-                raise CiphertextInvalid(f"the stored shard {index} was altered or swapped", subject=row.keystore)
-            if offline and not self._offline_patience:
+            held.check_ciphertext(row.index)
+            if offline and not self._offline_timeout:
                 # It opens as far as is known: it was proven before it was committed.
                 self.progress(row.keystore, "waiting")
                 return _health(row, opens=True, offline=True, proven=proven)
-            signed = await prove_data_key(
-                stored,
-                index,
+            self._words[place] = await self.prove_shard(
+                held.stored,
+                row.index,
                 roster,
-                patience=_PATIENCE,
+                held.digest[7:19],
+                within=_TIMEOUT,
                 attempts=_ATTEMPTS,
-                ask=self._custodian if offline else None,
+                offline_until=self.now() + self._offline_timeout,
             )
         except MasterKeyError as error:
             self.progress(row.keystore, "failed", error)
@@ -121,18 +120,7 @@ class DrillWorkflow(Protecting):
                 return _health(row, opens=True, offline=True, proven=proven, detail=error.diagnostics)
             return _health(row, opens=False, error=type(error).__name__, detail=error.diagnostics, proven=proven)
         self.progress(row.keystore, "answered")
-        self._words[stored.manifest.digest, index] = signed
-        self.event(
-            f"proven.{stored.manifest.digest[7:19]}.{index}",
-            "data-key-proven",
-            keystore=row.keystore,
-            document=signed.document,
-            signature=signed.signature,
-        )
         return _health(row, opens=True, proven=self.now())
-
-    async def _custodian(self, request: CheckDataKey) -> Signed:
-        return await self.ask_for_proof(request, self.now() + self._offline_patience)
 
     def _measure(self, result: DrillResult) -> None:
         meter = workflow.metric_meter().with_additional_attributes({"master_key": self.master_key})

@@ -22,10 +22,13 @@ from workflows.contracts.trust.errors import KeystoreError, SessionLost
 from workflows.contracts.trust.plan import Plan, Target
 from workflows.contracts.trust.protection import Manifest
 from workflows.contracts.trust.roster import Roster, Strongroom
-from workflows.steps.protect import Protecting, Topology, choose_strongroom
+from workflows.steps.backoff import backoff
+from workflows.steps.plan import Topology, choose_strongroom, make_plan
+from workflows.steps.protect import Protecting
 from workflows.steps.quorum import Quorum
 
 _ATTEMPTS = 5
+_FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=1), timedelta(minutes=1)
 
 
 @workflow.defn
@@ -43,54 +46,31 @@ class InitWorkflow(Protecting):
         return await self.run_to_the_end(self._init)
 
     async def _init(self) -> InitResult:
-        begun, request = await self.begin(), self._request
-        roster = Roster.parse(begun.roster.encode())
+        request = self._request
+        begun, roster = await self.begin()
         strongroom = choose_strongroom(roster, request.strongroom)
-        topology = Topology(
-            mode=request.mode,
-            threshold=request.threshold,
-            shards=request.shards,
-            purpose=request.purpose,
-            epoch=begun.next_epoch,
-        )
+        topology = Topology(request.mode, request.threshold, request.shards, request.purpose, begun.next_epoch)
         target = await self.plan_target(topology, roster)
-        plan = Plan(
-            action="init",
-            master_key=self.master_key,
-            ceremony=self.ceremony,
-            governance_quorum=roster.governance_of(self.master_key).quorum,
-            source=None,
-            target=target,
-            recipient=None,
-            strongroom=strongroom.fingerprint,
-            roster=begun.roster_digest,
-            created=self.now(),
-            expires=self.now() + timedelta(seconds=request.quorum_timeout_seconds),
-        )
-        self.quorum = Quorum(plan, roster, custody=(), threshold=0)
-        await self.record_plan(plan, "quorum")
-        await self.wait_for_quorum("quorum")
+        seconds = request.quorum_timeout_seconds
+        plan = make_plan(self, begun, roster, strongroom.fingerprint, seconds=seconds, target=target)
+        self.quorum = Quorum(plan, roster)
+        await self.record_plan(plan)
+        await self.wait_for_quorum()
         stored = await self._protect_until_done(plan, target, strongroom)
-        await self.enter("proving", flush=True)
         proofs = await self.prove(stored, roster, plan)
         await self.enter("committing", flush=True)
-        return await self.to_its_end(self._commit(stored, proofs, roster, self.quorum))
+        return await self.to_its_end(self._complete(stored, proofs, roster))
 
-    async def _commit(
-        self, stored: StoredProtection, proofs: tuple[Signed, ...], roster: Roster, quorum: Quorum
-    ) -> InitResult:
-        await self.commit()
-        bundles = await self.export_bundle()
-        not_told = await self.tell_of_commit(stored, proofs, [row.keystore for row in stored.shards], roster)
+    async def _complete(self, stored: StoredProtection, proofs: tuple[Signed, ...], roster: Roster) -> InitResult:
+        not_told, bundles = await self.put_in_force(stored, proofs, roster)
         manifest = Manifest.parse(stored.manifest.document.encode())
-        await self.close("done", f"{self.master_key} is protected; KCV {manifest.kcv}")
-        bundles = await self.export_bundle(final=True) or bundles
+        bundles = await self.finish(f"{self.master_key} is protected; KCV {manifest.kcv}") or bundles
         return InitResult(
             ceremony=self.ceremony,
             master_key=self.master_key,
             kcv=manifest.kcv,
             manifest=stored.manifest,
-            approved_by=quorum.approved_by,
+            approved_by=self.approved_by,
             attempt=self.attempt,
             not_told=not_told,
             bundles=bundles,
@@ -102,23 +82,17 @@ class InitWorkflow(Protecting):
             await self.enter("protecting")
             try:
                 return await with_session(
-                    plan, strongroom.name, "protect", self.attempt, lambda s: self._protect(s, target)
+                    plan, strongroom.name, "protect", self.attempt, lambda s: self._protect(s, plan, target)
                 )
             except (SessionLost, KeystoreError) as error:
-                self.event(
-                    f"attempt-failed.{self.attempt}",
-                    "attempt-failed",
-                    error=type(error).__name__,
-                    subject=error.subject,
-                    reason=error.message,
-                )
+                self.attempt_failed(f"attempt-failed.{self.attempt}", error)
                 if not error.retryable or self.attempt >= _ATTEMPTS:
                     raise
             await self.enter("protecting", flush=True)
-            await workflow.sleep(timedelta(seconds=2**self.attempt))
+            await workflow.sleep(backoff(self.attempt, _FIRST_WAIT, _LONGEST_WAIT))
 
-    async def _protect(self, opened: SessionOpened, target: Target) -> StoredProtection:
-        authority = self.authority()
+    async def _protect(self, opened: SessionOpened, plan: Plan, target: Target) -> StoredProtection:
+        authority = self.authority(plan)
         deks = await self.generate_data_keys(opened, target, authority)
         request = Protect(session=opened.session, authority=authority, deks=deks)
         return await self.stage(await use_session(opened, names.PROTECT, request, StoredProtection))

@@ -10,26 +10,26 @@ from datetime import timedelta
 from temporalio import workflow
 
 from workflows.calls.concurrency import gather
-from workflows.calls.keystores import call_keystore
+from workflows.calls.ledger import call_ledger
 from workflows.contracts import names
 from workflows.contracts.messages.keystore import NoteOrder, ReportState
 from workflows.contracts.messages.ledger import Begun, ExecuteOrder
 from workflows.contracts.messages.requests import OrderRequest
-from workflows.contracts.messages.results import KeystoreTold, OrderResult
-from workflows.contracts.trust.canonical import Signed, digest
+from workflows.contracts.messages.results import OrderResult
+from workflows.contracts.trust.canonical import digest
 from workflows.contracts.trust.errors import MasterKeyError, PlanInvalid
 from workflows.contracts.trust.keystore import KeystoreState
 from workflows.contracts.trust.plan import Plan
 from workflows.contracts.trust.protection import Manifest
 from workflows.contracts.trust.roster import Roster
-from workflows.steps.notify import keys_of, tell_keystores
-from workflows.steps.open import source_of
-from workflows.steps.protect import Protecting, choose_strongroom, read_statement
+from workflows.steps.ceremony import Ceremony
+from workflows.steps.notify import notify_keystores, record_notified, state_in, statement_of
+from workflows.steps.plan import choose_strongroom, make_plan
+from workflows.steps.protections import Held, keys_of, old_keys
 from workflows.steps.quorum import Quorum
-from workflows.steps.replace import old_keys
 
-_PATIENCE = timedelta(minutes=2)
-_SURVEY_PATIENCE = timedelta(seconds=10)
+_TIMEOUT = timedelta(minutes=2)
+_SURVEY_TIMEOUT = timedelta(seconds=10)
 _DONE = {
     "lift": "the stops are lifted",
     "retire": "the protection is retired",
@@ -38,7 +38,7 @@ _DONE = {
 
 
 @workflow.defn
-class OrderWorkflow(Protecting):
+class OrderWorkflow(Ceremony):
     """One order of one governance quorum."""
 
     @workflow.init
@@ -48,20 +48,24 @@ class OrderWorkflow(Protecting):
 
     @workflow.run
     async def run(self, request: OrderRequest) -> OrderResult:
-        """Plan, gather the quorum, do it in the ledger, tell the keystores."""
+        """Plan, gather the quorum, do it in the ledger, notify the keystores."""
         return await self.run_to_the_end(self._order)
 
     async def _order(self) -> OrderResult:
-        request = self._request
-        begun = await self.begin(request.manifest, all_active=request.action != "lift")
-        roster = Roster.parse(begun.roster.encode())
-        stops = await self._stops(begun, roster) if request.action == "lift" else None
-        plan = self._make_plan(begun, roster, stops)
-        self.quorum = Quorum(plan, roster, custody=(), threshold=0)
-        await self.record_plan(plan, "quorum")
-        await self.wait_for_quorum("quorum")
+        request, lifts = self._request, self._request.action == "lift"
+        begun, roster = await self.begin(request.manifest, all_active=not lifts)
+        stops = await self._stops(begun, roster) if lifts else None
+        if (begun.protection is None) != lifts:
+            raise PlanInvalid(f"there is nothing to {request.action}")
+        about = Held.read(begun.protection) if begun.protection else None
+        strongroom = choose_strongroom(roster, request.strongroom).fingerprint
+        seconds = request.quorum_timeout_seconds
+        plan = make_plan(self, begun, roster, strongroom, seconds=seconds, source=about, stops=stops)
+        self.quorum = Quorum(plan, roster)
+        await self.record_plan(plan)
+        await self.wait_for_quorum()
         await self.enter("ordering", flush=True)
-        return await self.to_its_end(self._execute(begun, plan, roster, self.quorum))
+        return await self.to_its_end(self._execute(plan, about, begun, roster))
 
     async def _stops(self, begun: Begun, roster: Roster) -> tuple[str, ...]:
         """The stops that are in force anywhere, also those that the ledger does not know.
@@ -73,17 +77,17 @@ class OrderWorkflow(Protecting):
         about = digest(bytes.fromhex(nonce))
 
         async def ask(name: str) -> tuple[str, ...]:
+            request = ReportState(keystore=name, nonce=nonce)
             try:
-                request = ReportState(keystore=name, nonce=nonce)
-                signed = await call_keystore(
-                    names.REPORT_STATE, name, request, Signed, patience=_SURVEY_PATIENCE, attempts=2
-                )
-                said = read_statement(signed, name, roster, about)
-            except MasterKeyError as error:
-                self.progress(name, "failed", error)
+                with self.asking(name):
+                    said = await statement_of(
+                        names.REPORT_STATE, name, request, roster, about, within=_SURVEY_TIMEOUT, attempts=2
+                    )
+            except MasterKeyError:
+                # Whoever watches sees it; a keystore that is away does not keep a stop from being lifted.
                 return ()
-            self.progress(name, "answered")
-            return next((one.stops for one in said.master_keys if one.master_key == self.master_key), ())
+            state = state_in(said, self.master_key)
+            return state.stops if state else ()
 
         reported = await gather([ask(one.name) for one in roster.keystores if one.offline is None])
         found = {stop.digest for stop in begun.stops} | {stop for stops in reported for stop in stops}
@@ -94,84 +98,48 @@ class OrderWorkflow(Protecting):
             )
         return tuple(sorted(found))
 
-    def _make_plan(self, begun: Begun, roster: Roster, stops: tuple[str, ...] | None) -> Plan:
-        stored, action = begun.protection, self._request.action
-        if (stored is None) != (action == "lift"):
-            raise PlanInvalid(f"there is nothing to {action}")
-        manifest = Manifest.parse(stored.manifest.document.encode()) if stored else None
-        quorum = roster.governance_of(self.master_key).quorum
-        return Plan(
-            action=action,
-            master_key=self.master_key,
-            ceremony=self.ceremony,
-            governance_quorum=max(quorum, manifest.governance_quorum if manifest else 1),
-            source=source_of(manifest, stored.manifest.digest) if stored and manifest else None,
-            target=None,
-            recipient=None,
-            strongroom=choose_strongroom(roster, self._request.strongroom).fingerprint,
-            roster=begun.roster_digest,
-            created=self.now(),
-            expires=self.now() + timedelta(seconds=self._request.quorum_timeout_seconds),
-            stops=stops,
-        )
-
-    async def _execute(self, begun: Begun, plan: Plan, roster: Roster, quorum: Quorum) -> OrderResult:
-        request, stored = self._request, begun.protection
-        await self.ledger(
+    async def _execute(self, plan: Plan, about: Held | None, begun: Begun, roster: Roster) -> OrderResult:
+        request, stops = self._request, plan.stops or ()
+        await call_ledger(
             names.EXECUTE_ORDER,
             ExecuteOrder(
                 ceremony=self.ceremony,
                 master_key=self.master_key,
                 action=request.action,
                 manifest=request.manifest,
-                stops=plan.stops or (),
+                stops=stops,
             ),
         )
-        manifest = Manifest.parse(stored.manifest.document.encode()) if stored else None
-        authority = self.authority()
-        told = await tell_keystores(
+        authority, manifest = self.authority(plan), about.stored.manifest if about else None
+        notified = await notify_keystores(
             names.NOTE_ORDER,
-            lambda name: NoteOrder(keystore=name, authority=authority, manifest=stored.manifest if stored else None),
+            lambda name: NoteOrder(keystore=name, authority=authority, manifest=manifest),
             roster,
             about=plan.digest,
-            patience=_PATIENCE,
-            keys=keys_of([stored] if stored else []),
-            heard=lambda state: _heard(state, plan, manifest),
+            within=_TIMEOUT,
+            keys=keys_of([about] if about else []),
+            acknowledged=lambda state: _acknowledged(state, plan, about.manifest if about else None),
             master_key=self.master_key,
         )
-        for one in told:
-            self.event(
-                f"told.{one.keystore}",
-                "keystore-told" if one.acknowledged else "keystore-not-told",
-                keystore=one.keystore,
-                error=one.error,
-            )
-        await self.close("done", _said(request.action, told))
-        bundles = await self.export_bundle(final=True)
+        missed = record_notified(self, notified, "keystore-told")
+        heard = f"; not told: {', '.join(missed)}" if missed else "; every keystore has heard of it"
+        bundles = await self.finish(_DONE[request.action] + heard)
+        # What others need that are in force is not to be destroyed.
+        others = [Held.read(one).manifest for one in begun.active if one.manifest.digest != request.manifest]
         return OrderResult(
             ceremony=self.ceremony,
             master_key=self.master_key,
             action=request.action,
-            approved_by=quorum.approved_by,
-            keystores=told,
-            stops=plan.stops or (),
+            approved_by=self.approved_by,
+            keystores=notified,
+            stops=stops,
             manifest=request.manifest,
-            old_keys=old_keys(manifest, *_others(begun, request.manifest)) if manifest else (),
+            old_keys=old_keys(about.manifest, others) if about else (),
             bundles=bundles,
         )
 
 
-def _others(begun: Begun, manifest: str | None) -> list[Manifest]:
-    """Manifests in force, but the one that the order is about: what they need is not to be destroyed."""
-    return [Manifest.parse(one.manifest.document.encode()) for one in begun.active if one.manifest.digest != manifest]
-
-
-def _heard(state: KeystoreState | None, plan: Plan, manifest: Manifest | None) -> bool:
+def _acknowledged(state: KeystoreState | None, plan: Plan, manifest: Manifest | None) -> bool:
     if plan.stops is not None:
         return state is None or not set(plan.stops) & set(state.stops)
     return state is not None and manifest is not None and state.epochs.get(manifest.purpose, 1) > manifest.epoch
-
-
-def _said(action: str, told: tuple[KeystoreTold, ...]) -> str:
-    deaf = [one.keystore for one in told if not one.acknowledged]
-    return _DONE[action] + (f"; not told: {', '.join(deaf)}" if deaf else "; every keystore has heard of it")

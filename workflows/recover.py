@@ -8,6 +8,7 @@ missing. There is no second implementation: on a laptop, from a bundle, this sam
 
 from __future__ import annotations
 
+import itertools
 from datetime import timedelta
 from typing import Any
 
@@ -30,17 +31,17 @@ from workflows.contracts.trust.errors import (
     QuorumUnreachable,
     Stopped,
 )
-from workflows.contracts.trust.plan import Plan
-from workflows.contracts.trust.roster import Roster, Strongroom
+from workflows.contracts.trust.roster import Roster
 from workflows.steps.assess import GONE, LOST, USABLE, Assessment
-from workflows.steps.open import source_of
+from workflows.steps.backoff import backoff
+from workflows.steps.plan import Topology, choose_strongroom, make_plan
 from workflows.steps.propose import best_source, propose
-from workflows.steps.protect import Topology, choose_strongroom
-from workflows.steps.replace import Active, Resharding, by_purpose
+from workflows.steps.protections import Held, by_purpose
+from workflows.steps.replace import Replacement, Resharding
 
 _REPLANNABLE = ("assessing", "planning", "quorum", "waiting", "reconstructing", "proving")
 """Nothing is changed yet in these: what was staged by an earlier plan is discarded."""
-_FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=5), timedelta(minutes=30)
+_FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=5), timedelta(minutes=30)
 """Between two looks at keystores of which too few answer: a week of them costs some 15,000 events."""
 _NO_PLAN = "a changed plan names replacements, or shards, mode and threshold"
 
@@ -53,8 +54,8 @@ class DisasterRecoveryWorkflow(Resharding):
     def __init__(self, request: RecoverRequest) -> None:
         super().__init__(request.ceremony, "recover", request.master_key)
         self._request = request
-        self._wish = ChangedPlan.model_validate(request.model_dump())
-        self._other_wish: ChangedPlan | None = None
+        self._requested = ChangedPlan.model_validate(request.model_dump())
+        self._changed: ChangedPlan | None = None
         self._assessment = Assessment()
         self._assessments = 0
         self._reported: dict[str, str] = {}
@@ -67,14 +68,14 @@ class DisasterRecoveryWorkflow(Resharding):
     # --- messages --------------------------------------------------------------------------------------------
 
     @workflow.update(name="replan")
-    def replan(self, wish: Any = None, *extra: Any) -> str:
+    def replan(self, requested: Any = None, *extra: Any) -> str:
         """Take another plan: it is made anew, and needs new approvals. Answers with the present phase."""
-        self._other_wish = _as_wish(wish, extra)
+        self._changed = _as_changed_plan(requested, extra)
         self.changed()
         return self.phase
 
     @replan.validator
-    def check_replan(self, wish: Any = None, *extra: Any) -> None:
+    def check_replan(self, requested: Any = None, *extra: Any) -> None:
         """Refuse where a plan is being carried out, or is not one."""
         try:
             self.check_open()
@@ -83,7 +84,7 @@ class DisasterRecoveryWorkflow(Resharding):
                     f"the plan is being put in force ({self.phase})",
                     next_step="wait for the end; a reshard can change what came of it",
                 )
-            _as_wish(wish, extra)
+            _as_changed_plan(requested, extra)
         except MasterKeyError as error:
             raise as_failure(error) from None
 
@@ -93,51 +94,50 @@ class DisasterRecoveryWorkflow(Resharding):
 
     def check_course(self) -> None:
         """Go another way when another plan was asked for."""
-        if self._other_wish is not None:
+        if self._changed is not None:
             raise _AnotherPlan("another plan was asked for")
 
     # --- work ------------------------------------------------------------------------------------------------
 
     async def _recover(self) -> ReshardResult:
-        begun = await self.begin(all_active=True)
-        roster, active = Roster.parse(begun.roster.encode()), by_purpose(begun.active)
+        begun, roster = await self.begin(all_active=True)
+        active = by_purpose(begun.active)
         damaged = active.get(self._request.purpose)
         if damaged is None:
             raise NotKnown(
                 f"{self.master_key} has no active {self._request.purpose} protection",
                 next_step="make one with `masterkey reshard`",
             )
-        strongroom = choose_strongroom(roster, self._request.strongroom)
         self._assessment = Assessment(begun.proofs)
+        in_force = list(active.values())
         while True:
             try:
-                plan, source = await self._plan(begun, list(active.values()), damaged, roster, strongroom)
-                await self.record_plan(plan, "quorum")
-                await self.wait_for_quorum("quorum")
-                stored, proofs = await self.remake(plan, source, roster, strongroom)
+                wanted = await self._plan(begun, in_force, damaged, roster)
+                await self.record_plan(wanted.plan)
+                await self.wait_for_quorum()
+                stored, proofs = await self.carry_out(wanted)
                 self.check_course()
             except _AnotherPlan:
-                self._take_other_wish()
+                self._take_changed_plan()
                 continue
             await self.enter("committing", flush=True)
-            return await self.to_its_end(self.finish(plan, stored, proofs, damaged, list(active.values()), roster))
+            return await self.to_its_end(self.complete(wanted, stored, proofs, in_force))
 
-    def _take_other_wish(self) -> None:
-        wish, self._other_wish = self._other_wish, None
-        if wish is not None:
-            self._wish = wish
+    def _take_changed_plan(self) -> None:
+        self._requested, self._changed = self._changed or self._requested, None
         self.quorum, self.plan = None, None
-        self.event(f"replanned.{self.attempt}.{self._changes}", "plan-withdrawn", wish=self._wish.model_dump_json())
+        self.event(
+            f"replanned.{self.attempt}.{self._changes}", "plan-withdrawn", wish=self._requested.model_dump_json()
+        )
 
-    async def _plan(
-        self, begun: Begun, active: list[Active], damaged: Active, roster: Roster, strongroom: Strongroom
-    ) -> tuple[Plan, Active]:
+    async def _plan(self, begun: Begun, active: list[Held], damaged: Held, roster: Roster) -> Replacement:
+        strongroom = choose_strongroom(roster, self._request.strongroom)
         await self._assess(active, damaged, roster)
-        wish, found = self._wish, self._assessment
+        requested, found = self._requested, self._assessment
         in_use = [name for one in active for name in one.keystores]
         await self.enter("planning")
-        source = best_source(active, damaged, wish, found)
-        mode, threshold, shards = propose(damaged, wish, roster, found, in_use)
+        source = best_source(active, damaged, requested, found)
+        mode, threshold, shards = propose(damaged, requested, roster, found, in_use)
         topology = Topology(
             mode=mode,
             threshold=threshold,
@@ -149,39 +149,36 @@ class DisasterRecoveryWorkflow(Resharding):
         # A keystore that is away, and stays, is taken at its last word: the ceremony then waits for it.
         known = {shard.binding.keystore: shard.binding.key_id for shard in damaged.manifest.shards}
         target = await self.plan_target(topology, roster, known)
-        plan = Plan(
-            action="recover",
-            master_key=self.master_key,
-            ceremony=self.ceremony,
-            governance_quorum=max(source.manifest.governance_quorum, roster.governance_of(self.master_key).quorum),
-            source=source_of(source.manifest, source.digest),
+        plan = make_plan(
+            self,
+            begun,
+            roster,
+            strongroom.fingerprint,
+            seconds=self._request.quorum_timeout_seconds,
+            source=source,
             target=target,
-            recipient=None,
-            strongroom=strongroom.fingerprint,
-            roster=begun.roster_digest,
-            created=self.now(),
-            expires=self.now() + timedelta(seconds=self._request.quorum_timeout_seconds),
         )
-        self.begin_quorum(plan, source, damaged, roster)
+        wanted = Replacement(plan, target, source, damaged, roster, strongroom)
+        self.begin_quorum(wanted)
         # Whose shard is gone for good cannot be one of those who release enough of them.
         health = found.of(source)
         for row in source.stored.shards:
             one = health[row.keystore]
             if one.state in GONE:
-                self.exclude([row.index])
+                self.excluded.add(row.index)
             elif one.state not in USABLE:
-                self.doubt(row.index, KeystoreUnavailable(f"{row.keystore} was {one.state}", subject=row.keystore))
-        return plan, source
+                self.ask_last(row.index, KeystoreUnavailable(f"{row.keystore} was {one.state}", subject=row.keystore))
+        return wanted
 
-    async def _assess(self, active: list[Active], damaged: Active, roster: Roster) -> None:
+    async def _assess(self, active: list[Held], damaged: Held, roster: Roster) -> None:
         """Ask all keystores how they are; again and again while too few answer, and nothing is known to be lost.
 
         Raises:
             QuorumUnreachable: it stayed like that until the time was over.
         """
         candidates = [one.name for one in roster.keystores if one.offline is None]
-        until, pause = self.now() + timedelta(seconds=self._request.quorum_timeout_seconds), _FIRST_PAUSE
-        while True:
+        until = self.now() + timedelta(seconds=self._request.quorum_timeout_seconds)
+        for waits in itertools.count():
             await self.enter("assessing", flush=True)
             found, now = self._assessment, self.now()
             await gather([found.assess(active, roster, now), found.describe(candidates, roster, now)])
@@ -191,18 +188,17 @@ class DisasterRecoveryWorkflow(Resharding):
             if self.now() >= until:
                 raise QuorumUnreachable(f"the deadline passed; {self.detail}")
             await self.enter("waiting", flush=True)
-            await self.sleep_until_change(min(until, self.now() + pause))
+            await self.sleep_until_change(min(until, self.now() + backoff(waits, _FIRST_WAIT, _LONGEST_WAIT)))
             self.check_course()
-            pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _outage(self, active: list[Active], damaged: Active) -> bool:
+    def _outage(self, active: list[Held], damaged: Held) -> bool:
         """Whether nothing opens now, and nothing tells that it will not by itself: then there is nothing to propose."""
-        if self._wish.shards or self._wish.replacements:
+        if self._requested.shards or self._requested.replacements:
             return False
         lost = any(one.state in LOST for one in self._assessment.of(damaged).values())
         return not lost and all(self._assessment.usable(one) < one.manifest.threshold for one in active)
 
-    def _report(self, active: list[Active]) -> None:
+    def _report(self, active: list[Held]) -> None:
         self._assessments += 1
         for health in self._assessment.all():
             if self._reported.get(health.keystore) != health.state:
@@ -227,13 +223,8 @@ class DisasterRecoveryWorkflow(Resharding):
         if isinstance(error, Stopped):
             # Every keystore hears of it, and none serves until it is lifted.
             raise error
-        self.event(
-            f"target-failed.{self.attempt}.{error.subject or 'target'}",
-            "keystore-failed",
-            keystore=error.subject,
-            error=type(error).__name__,
-            reason=error.message,
-        )
+        key = f"target-failed.{self.attempt}.{error.subject or 'target'}"
+        self.failed(key, "keystore-failed", error, keystore=error.subject)
         self.detail = (
             f"{error.diagnostics}; or choose another plan: `masterkey recover {self.master_key} --ceremony ...`"
         )
@@ -243,13 +234,13 @@ class _AnotherPlan(Exception):
     """People asked for another plan. None of our errors: it must not pass for a failure of whoever was waited for."""
 
 
-def _as_wish(value: Any, extra: tuple[Any, ...]) -> ChangedPlan:
+def _as_changed_plan(value: Any, extra: tuple[Any, ...]) -> ChangedPlan:
     try:
         if extra:
             raise ApprovalInvalid("one plan is expected, not several values")
-        wish = ChangedPlan.model_validate(value)
-        if not wish.model_fields_set:
+        requested = ChangedPlan.model_validate(value)
+        if not requested.model_fields_set:
             raise PlanInvalid(_NO_PLAN)
     except ValidationError:
         raise PlanInvalid(_NO_PLAN) from None
-    return wish
+    return requested

@@ -7,17 +7,15 @@ failed, expired. What it replaces serves until the commit, and is retired by it.
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from temporalio import workflow
 
 from workflows.contracts.messages.requests import ReshardRequest
 from workflows.contracts.messages.results import ReshardResult
-from workflows.contracts.trust.plan import Plan
-from workflows.contracts.trust.roster import Roster
-from workflows.steps.open import source_of
-from workflows.steps.protect import Topology, choose_strongroom
-from workflows.steps.replace import Resharding, by_purpose, choose_source
+from workflows.contracts.trust.errors import NotKnown
+from workflows.contracts.trust.fields import Purpose
+from workflows.steps.plan import Topology, choose_strongroom, make_plan
+from workflows.steps.protections import Held, by_purpose
+from workflows.steps.replace import Replacement, Resharding
 
 
 @workflow.defn
@@ -35,9 +33,10 @@ class ReshardWorkflow(Resharding):
         return await self.run_to_the_end(self._reshard)
 
     async def _reshard(self) -> ReshardResult:
-        request, begun = self._request, await self.begin(all_active=True)
-        roster, active = Roster.parse(begun.roster.encode()), by_purpose(begun.active)
-        source = choose_source(active, request.source, request.purpose)
+        request = self._request
+        begun, roster = await self.begin(all_active=True)
+        active = by_purpose(begun.active)
+        source = _choose_source(active, request.source, request.purpose)
         predecessor = active.get(request.purpose)
         strongroom = choose_strongroom(roster, request.strongroom)
         topology = Topology(
@@ -49,22 +48,36 @@ class ReshardWorkflow(Resharding):
             predecessor=predecessor.digest if predecessor else None,
             retention_hours=request.retention_hours if predecessor else None,
         )
-        plan = Plan(
-            action="reshard",
-            master_key=self.master_key,
-            ceremony=self.ceremony,
-            governance_quorum=max(source.manifest.governance_quorum, roster.governance_of(self.master_key).quorum),
-            source=source_of(source.manifest, source.digest),
-            target=await self.plan_target(topology, roster),
-            recipient=None,
-            strongroom=strongroom.fingerprint,
-            roster=begun.roster_digest,
-            created=self.now(),
-            expires=self.now() + timedelta(seconds=request.quorum_timeout_seconds),
+        target = await self.plan_target(topology, roster)
+        plan = make_plan(
+            self,
+            begun,
+            roster,
+            strongroom.fingerprint,
+            seconds=request.quorum_timeout_seconds,
+            source=source,
+            target=target,
         )
-        self.begin_quorum(plan, source, predecessor, roster)
-        await self.record_plan(plan, "quorum")
-        await self.wait_for_quorum("quorum")
-        stored, proofs = await self.remake(plan, source, roster, strongroom)
+        wanted = Replacement(plan, target, source, predecessor, roster, strongroom)
+        self.begin_quorum(wanted)
+        await self.record_plan(plan)
+        await self.wait_for_quorum()
+        stored, proofs = await self.carry_out(wanted)
         await self.enter("committing", flush=True)
-        return await self.to_its_end(self.finish(plan, stored, proofs, predecessor, list(active.values()), roster))
+        return await self.to_its_end(self.complete(wanted, stored, proofs, list(active.values())))
+
+
+def _choose_source(active: dict[Purpose, Held], wanted: Purpose | None, purpose: Purpose) -> Held:
+    """The protection to open: the one that was asked for, else the one of this purpose, else the only other one.
+
+    Raises:
+        NotKnown: there is none.
+    """
+    if wanted is not None:
+        if wanted not in active:
+            raise NotKnown(f"there is no active {wanted} protection to open")
+        return active[wanted]
+    found = active.get(purpose) or next(iter(active.values()), None)
+    if found is None:
+        raise NotKnown("this MasterKey has no active protection")
+    return found

@@ -17,6 +17,7 @@ from temporalio import workflow
 
 from workflows.calls.concurrency import gather
 from workflows.calls.failures import as_failure
+from workflows.calls.ledger import call_ledger
 from workflows.contracts import names
 from workflows.contracts.messages.keystore import StopServing
 from workflows.contracts.messages.ledger import HoldingRecorded, RecordHolding
@@ -28,12 +29,14 @@ from workflows.contracts.trust.roster import Roster
 from workflows.contracts.trust.signatures import open_signed
 from workflows.contracts.trust.stop import Ended, check_stop
 from workflows.steps.ceremony import Ceremony
-from workflows.steps.notify import keys_of, tell_keystores
-from workflows.steps.protect import Protecting
+from workflows.steps.notify import notify_keystores, record_notified
+from workflows.steps.protections import Held, keys_of
+
+_MOST_ACKNOWLEDGEMENTS = 10_000
 
 
 @workflow.defn
-class SealWorkflow(Protecting):
+class SealWorkflow(Ceremony):
     """One stop of one MasterKey."""
 
     @workflow.init
@@ -43,13 +46,13 @@ class SealWorkflow(Protecting):
         self._acknowledged: dict[str, dict[str, Any]] = {}
 
     @workflow.signal(name="acknowledge")
-    def acknowledge(self, told: Any = None, *extra: Any) -> None:
+    def acknowledge(self, ended: Any = None, *extra: Any) -> None:
         """A running unseal, or a recipient's program, has ended; anything else is counted and ignored."""
-        known = isinstance(told, dict) and isinstance(told.get("workflow"), str)
-        if not known or len(self._acknowledged) >= 10_000:
-            self._refuse(ApprovalInvalid("an acknowledgement names the workflow that ended"))
+        known = isinstance(ended, dict) and isinstance(ended.get("workflow"), str)
+        if not known or len(self._acknowledged) >= _MOST_ACKNOWLEDGEMENTS:
+            self.refuse_message(ApprovalInvalid("an acknowledgement names the workflow that ended"))
             return
-        self._acknowledged[told["workflow"]] = told
+        self._acknowledged[ended["workflow"]] = ended
         self.changed()
 
     @workflow.run
@@ -59,40 +62,31 @@ class SealWorkflow(Protecting):
 
     async def _seal(self) -> SealResult:
         request = self._request
-        begun = await self.begin(stop=request.stop)
-        roster = Roster.parse(begun.roster.encode())
+        begun, roster = await self.begin(stop=request.stop)
         stop, who = check_stop(roster, request.stop, self.now())
         if (stop.master_key, stop.ceremony) != (self.master_key, self.ceremony):
             raise ApprovalInvalid("the stop is of another MasterKey or ceremony")
         await self.enter("stopping")
-        patience, digest = timedelta(seconds=request.patience_seconds), request.stop.digest
-        told_releases = asyncio.create_task(self._tell_releases(begun.releases, roster, patience))
-        keystores = await tell_keystores(
+        within, digest = timedelta(seconds=request.patience_seconds), request.stop.digest
+        stopped = asyncio.create_task(self._stop_holders(begun.releases, roster, within))
+        keystores = await notify_keystores(
             names.STOP_SERVING,
             lambda name: StopServing(keystore=name, stop=request.stop),
             roster,
             about=digest,
-            patience=patience,
-            keys=keys_of(begun.active),
-            heard=lambda state: state is not None and digest in state.stops,
+            within=within,
+            keys=keys_of([Held.read(stored) for stored in begun.active]),
+            acknowledged=lambda state: state is not None and digest in state.stops,
             master_key=self.master_key,
         )
-        holders = await told_releases
-        for one in keystores:
-            self.event(
-                f"told.{one.keystore}",
-                "keystore-stopped" if one.acknowledged else "keystore-not-told",
-                keystore=one.keystore,
-                error=one.error,
-            )
-        deaf = [one.keystore for one in keystores if not one.acknowledged]
+        holders = await stopped
+        missed = record_notified(self, keystores, "keystore-stopped")
         silent = [one.workflow for one in holders if one.state != "ended"]
         detail = f"stopped by {who}"
-        detail += f"; not told: {', '.join(deaf)}" if deaf else "; every keystore refuses"
+        detail += f"; not told: {', '.join(missed)}" if missed else "; every keystore refuses"
         detail += f"; {len(silent)} recipients did not answer" if silent else ""
-        await self.close("done", detail)
-        # A ledger that is made from a bundle shall know of this stop.
-        await self.export_bundle(final=True)
+        # With a bundle, too: a ledger that is made from one shall know of this stop.
+        await self.finish(detail)
         return SealResult(
             ceremony=self.ceremony,
             master_key=self.master_key,
@@ -102,21 +96,21 @@ class SealWorkflow(Protecting):
             holders=holders,
         )
 
-    async def _tell_releases(
-        self, releases: tuple[str, ...], roster: Roster, patience: timedelta
+    async def _stop_holders(
+        self, holders: tuple[str, ...], roster: Roster, within: timedelta
     ) -> tuple[HolderTold, ...]:
-        async def tell(workflow_id: str) -> HolderTold:
+        async def notify(workflow_id: str) -> HolderTold:
             try:
                 await workflow.get_external_workflow_handle(workflow_id).signal("stop", self._request.stop)
             except Exception:  # noqa: BLE001 - whatever keeps it from arriving: it is over, or nobody knows it any more
                 return HolderTold(workflow=workflow_id, state="ended", detail="it was over before the stop came")
             try:
-                await workflow.wait_condition(lambda: workflow_id in self._acknowledged, timeout=patience)
+                await workflow.wait_condition(lambda: workflow_id in self._acknowledged, timeout=within)
             except TimeoutError:
                 return HolderTold(workflow=workflow_id, state="silent", detail="it did not say that it has ended")
             return self._judge(workflow_id, roster)
 
-        return tuple(await gather([tell(one) for one in releases]))
+        return tuple(await gather([notify(one) for one in holders]))
 
     def _judge(self, workflow_id: str, roster: Roster) -> HolderTold:
         """An unseal's own word is enough: it holds nothing. A recipient signs that its program has ended."""
@@ -135,17 +129,17 @@ class SealWorkflow(Protecting):
         except (MasterKeyError, ValidationError) as error:
             reason = error.message if isinstance(error, MasterKeyError) else "the acknowledgement is not signed"
             return HolderTold(workflow=workflow_id, state="refused", detail=reason)
-        self.event(f"ended.{signed.digest[7:19]}", "holder-ended", document=signed.document, signature=signed.signature)
+        self.signed(f"ended.{signed.digest[7:19]}", "holder-ended", signed)
         return HolderTold(workflow=workflow_id, state="ended", detail=recipient.name)
 
 
 @workflow.defn
-class HoldWorkflow(Ceremony):
-    """A recipient holds a MasterKey, and wants to hear of a stop. Runs for as long as the program that has it."""
+class HoldWorkflow:
+    """The lease of a recipient that holds a MasterKey: by it a stop is heard of. Runs for as long as its program."""
 
     @workflow.init
     def __init__(self, request: HoldRequest) -> None:
-        super().__init__(request.ceremony, "unseal", request.master_key)
+        self._request = request
         self._stop: Signed | None = None
         self._released = False
 
@@ -175,11 +169,11 @@ class HoldWorkflow(Ceremony):
         return HoldResult(stop=self._stop)
 
     async def _record(self, state: str) -> tuple[Signed, ...]:
-        recorded = await self.ledger(
+        recorded = await call_ledger(
             names.RECORD_HOLDING,
             RecordHolding(
-                ceremony=self.ceremony,
-                master_key=self.master_key,
+                ceremony=self._request.ceremony,
+                master_key=self._request.master_key,
                 workflow_id=workflow.info().workflow_id,
                 state=state,
             ),

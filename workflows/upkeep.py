@@ -10,11 +10,11 @@ from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError
 
 from workflows.calls.concurrency import gather
-from workflows.calls.failures import as_failure, from_failure
+from workflows.calls.failures import as_failure
 from workflows.calls.keystores import call_keystore
+from workflows.calls.ledger import call_ledger
 from workflows.contracts import names
 from workflows.contracts.messages.keystore import ReportState
 from workflows.contracts.messages.ledger import Collect, Collected
@@ -24,7 +24,7 @@ from workflows.contracts.messages.results import SurveyResult
 from workflows.contracts.trust.canonical import Signed
 from workflows.contracts.trust.errors import MasterKeyError
 
-_PATIENCE = timedelta(seconds=15)
+_TIMEOUT = timedelta(seconds=15)
 
 
 @workflow.defn
@@ -36,17 +36,16 @@ class CollectWorkflow:
         """Collect, and say what was collected."""
         older_than = workflow.now().replace(microsecond=0) - timedelta(seconds=request.grace_seconds)
         try:
-            collected: Collected = await workflow.execute_activity(
+            return await call_ledger(
                 names.COLLECT,
                 Collect(older_than=older_than),
-                result_type=Collected,
-                start_to_close_timeout=timedelta(seconds=60),
-                schedule_to_close_timeout=timedelta(minutes=30),
-                retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=60)),
+                Collected,
+                attempt=timedelta(seconds=60),
+                within=timedelta(minutes=30),
+                retry=RetryPolicy(maximum_interval=timedelta(seconds=60)),
             )
-        except ActivityError as error:
-            raise as_failure(from_failure(error)) from None
-        return collected
+        except MasterKeyError as error:
+            raise as_failure(error) from None
 
 
 @workflow.defn
@@ -60,7 +59,7 @@ class SurveyWorkflow:
         async def ask(name: str) -> Signed | None:
             asked = ReportState(keystore=name, nonce=request.nonce)
             try:
-                return await call_keystore(names.REPORT_STATE, name, asked, Signed, patience=_PATIENCE, attempts=2)
+                return await call_keystore(names.REPORT_STATE, name, asked, Signed, within=_TIMEOUT, attempts=2)
             except MasterKeyError as error:
                 workflow.logger.info("%s did not say what it remembers: %s", name, error.message)
                 return None
@@ -79,15 +78,14 @@ class ReportWorkflow:
     async def run(self, request: ReportRequest) -> Report:
         """Read and return; the caller verifies the manifests in it."""
         try:
-            report: Report = await workflow.execute_activity(
+            return await call_ledger(
                 names.READ_REPORT,
                 request,
-                result_type=Report,
-                start_to_close_timeout=timedelta(seconds=10),
-                schedule_to_close_timeout=timedelta(seconds=20),
-                retry_policy=RetryPolicy(maximum_attempts=3),
+                Report,
+                attempt=timedelta(seconds=10),
+                within=timedelta(seconds=20),
+                retry=RetryPolicy(maximum_attempts=3),
             )
-        except ActivityError as error:
+        except MasterKeyError as error:
             # As one of our errors, so that a corrupt ledger is told from one that does not answer.
-            raise as_failure(from_failure(error)) from None
-        return report
+            raise as_failure(error) from None

@@ -23,11 +23,11 @@ from tests.workflows.gated import Gate, GatedHouse, wait_for_gates
 from tests.workflows.people import Asked, Handle, clean, ended
 from workers.local.stack import CUSTODIANS
 from workflows.contracts import names
+from workflows.contracts.messages.ledger import ENDS
 from workflows.contracts.messages.requests import CollectRequest
 from workflows.contracts.messages.results import InitResult, ReshardResult, UnsealResult
 from workflows.contracts.trust.canonical import Signed
 from workflows.contracts.trust.protection import Manifest
-from workflows.steps.ceremony import ENDS
 
 Action = Literal["init", "unseal", "reshard", "recover"]
 

@@ -37,8 +37,23 @@ def test_in_the_very_second_of_its_end_an_approval_counts_and_is_not_counted_ane
 
 
 def test_a_refusal_counts_against_the_shards_that_can_be_opened_at_all(world: World, plan: Plan) -> None:
-    quorum = Quorum(plan, world.roster, CUSTODY, 3)
+    excluded: set[int] = set()
+    quorum = Quorum(plan, world.roster, CUSTODY, 3, excluded)
     quorum.add(world.approval("dave", plan, decision="reject"), plan.created)
     assert not quorum.unreachable()
-    assert quorum.unreachable(without=[1])
-    assert not quorum.unreachable(without=[4])
+    excluded.add(4)
+    assert not quorum.unreachable()
+    excluded.add(1)
+    assert quorum.unreachable()
+
+
+def test_an_answer_says_of_what_is_needed_the_same_as_the_screen(world: World, plan: Plan) -> None:
+    excluded = {1}
+    quorum = Quorum(plan, world.roster, CUSTODY, 2, excluded)
+    for name in ("alice", "bob"):
+        answer = quorum.add(world.approval(name, plan), plan.created)
+        assert answer.needed == quorum.needed(plan.created)
+    assert answer.needed.endswith("custodians of 1 more shards of 2")
+    assert not quorum.reached(plan.created)
+    excluded.clear()
+    assert "shards" not in quorum.needed(plan.created)

@@ -35,7 +35,7 @@ async def call_keystore(
     request: Message,
     result: type[M],
     *,
-    patience: timedelta,
+    within: timedelta,
     attempts: int = 1,
 ) -> M:
     """Call one keystore.
@@ -45,7 +45,7 @@ async def call_keystore(
         keystore: its configured name.
         request: what is asked.
         result: type of the answer.
-        patience: limit of all attempts, and of waiting for its worker.
+        within: limit of all attempts, and of waiting for its worker.
         attempts: 1 where the caller hedges; more where every keystore must answer.
 
     Raises:
@@ -58,8 +58,8 @@ async def call_keystore(
             result_type=RawValue,
             task_queue=names.keystore_queue(keystore),
             # The server would cut it so anyway, and a history would not say what the code does.
-            start_to_close_timeout=min(CALL_TIMEOUT, patience),
-            schedule_to_close_timeout=patience,
+            start_to_close_timeout=min(CALL_TIMEOUT, within),
+            schedule_to_close_timeout=within,
             heartbeat_timeout=_HEARTBEAT,
             retry_policy=RetryPolicy(initial_interval=timedelta(seconds=1), maximum_attempts=attempts),
         )

@@ -30,8 +30,8 @@ R = TypeVar("R")
 M = TypeVar("M", bound=Message)
 
 ONCE = RetryPolicy(maximum_attempts=1)
-_OPENING_TIMEOUT = timedelta(seconds=5)
-_OPENING_PATIENCE = timedelta(seconds=20)
+_OPENING_ATTEMPT = timedelta(seconds=5)
+_OPENING_TIMEOUT = timedelta(seconds=20)
 _USE_TIMEOUT = timedelta(seconds=30)
 _HEARTBEAT = timedelta(seconds=2)
 _LONGEST_ANSWER = 1024 * 1024
@@ -59,8 +59,8 @@ async def with_session(
             OpenSession(purpose=purpose, plan=plan.canonical().decode(), attempt=attempt),
             result_type=RawValue,
             task_queue=names.strongroom_queue(strongroom),
-            start_to_close_timeout=_OPENING_TIMEOUT,
-            schedule_to_close_timeout=_OPENING_PATIENCE,
+            start_to_close_timeout=_OPENING_ATTEMPT,
+            schedule_to_close_timeout=_OPENING_TIMEOUT,
             retry_policy=RetryPolicy(initial_interval=timedelta(seconds=1), maximum_attempts=3),
         )
     except ActivityError as error:

@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from workflows.calls.concurrency import gather
 from workflows.contracts.messages.ledger import LastProof
 from workflows.contracts.messages.status import HealthState, KeystoreHealth
-from workflows.contracts.trust.canonical import decode64, digest
 from workflows.contracts.trust.errors import (
     ApprovalInvalid,
     CiphertextInvalid,
@@ -21,9 +20,8 @@ from workflows.contracts.trust.errors import (
 )
 from workflows.contracts.trust.fields import Mode
 from workflows.contracts.trust.roster import Roster
-from workflows.steps.protect import describe_key
-from workflows.steps.prove import prove_data_key
-from workflows.steps.replace import Active
+from workflows.steps.protections import Held
+from workflows.steps.prove import describe_key, prove_data_key
 
 State = HealthState
 
@@ -43,7 +41,7 @@ _STATES: tuple[tuple[type[MasterKeyError], State], ...] = (
     (CiphertextInvalid, "corrupt"),
     (ApprovalInvalid, "refused"),
 )
-_PATIENCE = timedelta(seconds=15)
+_TIMEOUT = timedelta(seconds=15)
 _ATTEMPTS = 2
 
 
@@ -69,20 +67,19 @@ class Assessment:
         """Which modes it serves, by keystore."""
         self.described: dict[str, KeystoreHealth] = {}
 
-    async def assess(self, active: Sequence[Active], roster: Roster, now: datetime) -> None:
+    async def assess(self, active: Sequence[Held], roster: Roster, now: datetime) -> None:
         """Ask every keystore of these protections to prove its data key; offline ones are taken at their last word."""
 
-        async def one(protection: Active, index: int) -> None:
-            row, described = protection.stored.shards[index - 1], protection.manifest.shards[index - 1]
+        async def one(protection: Held, index: int) -> None:
+            row = protection.stored.shards[index - 1]
             place = (protection.digest, index)
             worker = roster.keystore(row.keystore)
             try:
-                if digest(decode64(row.nonce) + decode64(row.ciphertext)) != described.ciphertext_hash:
-                    raise CiphertextInvalid(f"the stored shard {index} was altered or swapped", subject=row.keystore)
+                protection.check_ciphertext(index)
                 if worker is not None and worker.offline is not None:
                     self.shards[place] = self._health(row.keystore, "offline", "", now, self._proven.get(place))
                     return
-                await prove_data_key(protection.stored, index, roster, patience=_PATIENCE, attempts=_ATTEMPTS)
+                await prove_data_key(protection.stored, index, roster, within=_TIMEOUT, attempts=_ATTEMPTS)
             except MasterKeyError as error:
                 state = state_of(error)
                 self.shards[place] = self._health(row.keystore, state, error.diagnostics, now, self._proven.get(place))
@@ -97,7 +94,7 @@ class Assessment:
 
         async def one(name: str) -> None:
             try:
-                key = await describe_key(name, roster, patience=_PATIENCE, attempts=_ATTEMPTS)
+                key = await describe_key(name, roster, within=_TIMEOUT, attempts=_ATTEMPTS)
             except MasterKeyError as error:
                 self.described[name] = self._health(name, state_of(error), error.diagnostics, now, None)
                 self.keys.pop(name, None)
@@ -108,15 +105,15 @@ class Assessment:
 
         await gather([one(name) for name in dict.fromkeys(keystores)])
 
-    def of(self, protection: Active) -> dict[str, KeystoreHealth]:
+    def of(self, protection: Held) -> dict[str, KeystoreHealth]:
         """Of each keystore of a protection."""
         return {row.keystore: self.shards[protection.digest, row.index] for row in protection.stored.shards}
 
-    def usable(self, protection: Active) -> int:
+    def usable(self, protection: Held) -> int:
         """How many shards can be counted on."""
         return sum(health.state in USABLE for health in self.of(protection).values())
 
-    def possible(self, protection: Active) -> int:
+    def possible(self, protection: Held) -> int:
         """How many shards could be opened if everything came back that can."""
         return sum(health.state not in GONE for health in self.of(protection).values())
 

@@ -16,24 +16,26 @@ from temporalio import workflow
 
 from workflows.calls.failures import as_failure
 from workflows.contracts.messages.keystore import CheckDataKey, UnwrapDataKey
-from workflows.contracts.messages.protection import DekAnswer
+from workflows.contracts.messages.protection import DekAnswer, StoredProtection
 from workflows.contracts.messages.requests import Contribution, Wanted
 from workflows.contracts.trust.canonical import Signed
 from workflows.contracts.trust.errors import ApprovalInvalid, KeystoreUnavailable, MasterKeyError
+from workflows.contracts.trust.fields import Action
 from workflows.contracts.trust.keystore import CheckResponse
 from workflows.contracts.trust.roster import KeystoreWorker, Roster
 from workflows.contracts.trust.session import DekResponse
 from workflows.contracts.trust.signatures import open_signed
 from workflows.steps.ceremony import Ceremony
+from workflows.steps.prove import prove_data_key
 
-UNWRAP_PATIENCE = timedelta(seconds=120)
+UNWRAP_TIMEOUT = timedelta(seconds=120)
 """How long an open session waits for the data key of an offline keystore, whose custodian is present."""
 
 
 class Contributing(Ceremony):
     """A ceremony in which offline keystores may take part."""
 
-    def __init__(self, ceremony: str, action: str, master_key: str) -> None:
+    def __init__(self, ceremony: str, action: Action, master_key: str) -> None:
         super().__init__(ceremony, action, master_key)
         self._offline: dict[str, KeystoreWorker] = {}
         self._present: set[str] = set()
@@ -112,12 +114,42 @@ class Contributing(Ceremony):
         """Whether the custodian of an offline keystore has said that they are there."""
         return keystore in self._present
 
-    async def ask_for_proof(self, request: CheckDataKey, until: datetime) -> Signed:
-        """Wait for a custodian's proof, as for an approval.
+    async def prove_shard(
+        self,
+        stored: StoredProtection,
+        index: int,
+        roster: Roster,
+        key: str,
+        *,
+        within: timedelta,
+        attempts: int,
+        offline_until: datetime,
+    ) -> Signed:
+        """A proof that the keystore of one shard can give back its data key, and an event that holds it.
+
+        Args:
+            stored: the protection.
+            index: of the shard, from 1.
+            roster: names the keystore workers' identities.
+            key: tells this proof from others of the same shard.
+            within: limit of all attempts at a keystore worker.
+            attempts: how often a retryable failure is tried again.
+            offline_until: until when the custodian of an offline keystore is waited for, as for an approval.
 
         Raises:
-            KeystoreUnavailable: it did not come in time.
+            KeystoreError, ApprovalInvalid: it cannot, or did not answer in time.
         """
+
+        async def custodian(request: CheckDataKey) -> Signed:
+            return await self._ask_for_proof(request, offline_until)
+
+        keystore = stored.shards[index - 1].keystore
+        ask = custodian if self.is_offline(keystore) else None
+        signed = await prove_data_key(stored, index, roster, within=within, attempts=attempts, ask=ask)
+        self.signed(f"proven.{key}.{index}", "data-key-proven", signed, keystore=keystore)
+        return signed
+
+    async def _ask_for_proof(self, request: CheckDataKey, until: datetime) -> Signed:
         nonce = request.nonce
         self._checks[nonce] = request
         self.changed()
@@ -139,7 +171,7 @@ class Contributing(Ceremony):
         place = _place(request.keystore, request.session.digest)
         self._unwraps[place] = request
         try:
-            await self._wait(lambda: place in self._deks, UNWRAP_PATIENCE)
+            await self._wait(lambda: place in self._deks, UNWRAP_TIMEOUT)
             return self._deks[place]
         except TimeoutError:
             self._present.discard(request.keystore)
@@ -148,8 +180,8 @@ class Contributing(Ceremony):
             self._unwraps.pop(place, None)
             self._deks.pop(place, None)
 
-    async def _wait(self, there: Callable[[], bool], patience: timedelta) -> None:
-        until = workflow.now() + patience
+    async def _wait(self, there: Callable[[], bool], within: timedelta) -> None:
+        until = workflow.now() + within
         while not there():
             seen, left = self._changes, until - workflow.now()
             if left <= timedelta(0):

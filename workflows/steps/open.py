@@ -18,6 +18,7 @@ from workflows.calls.keystores import call_keystore, hedged
 from workflows.calls.sessions import with_session
 from workflows.contracts import names
 from workflows.contracts.messages.keystore import UnwrapDataKey
+from workflows.contracts.messages.ledger import ENDS
 from workflows.contracts.messages.protection import DekAnswer, StoredProtection
 from workflows.contracts.messages.strongroom import SessionOpened
 from workflows.contracts.trust.errors import (
@@ -28,34 +29,35 @@ from workflows.contracts.trust.errors import (
     SessionLost,
     Stopped,
 )
-from workflows.contracts.trust.fields import Work
-from workflows.contracts.trust.plan import Plan, Source
+from workflows.contracts.trust.fields import Action, Work
+from workflows.contracts.trust.plan import Plan
 from workflows.contracts.trust.protection import Manifest
 from workflows.contracts.trust.quorum import Authority
 from workflows.contracts.trust.roster import Roster, Strongroom
+from workflows.steps.backoff import backoff, history_budget, used_history
 from workflows.steps.contribute import Contributing
 
 R = TypeVar("R")
 
-_PATIENCE = timedelta(seconds=25)
-_FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=1), timedelta(seconds=60)
-# Temporal ends a workflow for good at 51,200 events or 50 MiB of history; an attempt costs some 50 and 100 KiB.
-_MOST_EVENTS, _MOST_BYTES = 40_000, 40 * 2**20
+_TIMEOUT = timedelta(seconds=25)
+_FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=1), timedelta(seconds=60)
 
 
 class Opening(Contributing):
     """A ceremony that opens a protection."""
 
-    def __init__(self, ceremony: str, action: str, master_key: str) -> None:
+    def __init__(self, ceremony: str, action: Action, master_key: str) -> None:
         super().__init__(ceremony, action, master_key)
+        self.excluded: set[int] = set()
+        """Indexes of the shards that cannot be used in this ceremony any more."""
         self._errors: dict[int, MasterKeyError] = {}
         self._rows: dict[int, str] = {}
         self._threshold = 1
-        self._pause = _FIRST_PAUSE
+        self._waits = 0
 
     def open_what(self, manifest: Manifest, roster: Roster) -> None:
         """Remember the shards of the protection that this ceremony opens."""
-        self._errors, self._excluded, self._pause = {}, set(), _FIRST_PAUSE
+        self._errors, self.excluded, self._waits = {}, set(), 0
         self._rows = {shard.binding.index: shard.binding.keystore for shard in manifest.shards}
         self._threshold = manifest.threshold
         self.know_offline(roster, self._rows.values())
@@ -95,20 +97,20 @@ class Opening(Contributing):
                 try:
                     return await with_session(plan, strongroom.name, purpose, self.attempt, work)
                 except TooFewAnswers:
-                    self._check_hope(manifest)
+                    self._raise_if_unrecoverable(manifest)
                 except SessionLost as error:
                     self.event(f"session-lost.{self.attempt}", "session-lost", reason=error.message)
                 except (CiphertextInvalid, ApprovalInvalid) as error:
-                    self._blame(error)
+                    self._attribute_failure(error)
                 except TargetFailed as error:
                     self.target_failed(error.cause)
             else:
-                self._check_hope(manifest)
+                self._raise_if_unrecoverable(manifest)
             if self.now() >= plan.expires:
-                raise QuorumUnreachable(f"the deadline passed; {self.complaints()}")
-            await self.rest(plan, enough=enough)
+                raise QuorumUnreachable(f"the deadline passed; {self.failure_summary()}")
+            await self.back_off(plan, enough=enough)
 
-    async def rest(self, plan: Plan, *, enough: bool = True) -> None:
+    async def back_off(self, plan: Plan, *, enough: bool = True) -> None:
         """Wait before the next attempt, longer every time, until something changes or the plan expires.
 
         Args:
@@ -116,10 +118,13 @@ class Opening(Contributing):
             enough: whether another attempt may succeed by itself; else only a change can help.
         """
         await self.enter("waiting", flush=True)
-        longest = max(self._pause, self._thrift(plan)) if enough else plan.expires - self.now()
-        await self.sleep_until_change(min(plan.expires, self.now() + longest))
+        left, info = plan.expires - self.now(), workflow.info()
+        used = used_history(info.get_current_history_length(), info.get_current_history_size())
+        budget = history_budget(self.attempt, used, left)
+        wait = max(backoff(self._waits, _FIRST_WAIT, _LONGEST_WAIT), budget) if enough else left
+        await self.sleep_until_change(self.now() + min(wait, left))
         self.check_course()
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        self._waits += 1
 
     async def ask_for_data_keys(
         self, opened: SessionOpened, manifest: Manifest, stored: StoredProtection, authority: Authority
@@ -145,7 +150,7 @@ class Opening(Contributing):
             if self.is_offline(keystore):
                 return asyncio.create_task(self.ask_for_data_key(request))
             return asyncio.create_task(
-                call_keystore(names.UNWRAP_DATA_KEY, keystore, request, DekAnswer, patience=_PATIENCE)
+                call_keystore(names.UNWRAP_DATA_KEY, keystore, request, DekAnswer, within=_TIMEOUT)
             )
 
         answers = await hedged(self._candidates(), manifest.threshold, ask, self._failed)
@@ -165,7 +170,7 @@ class Opening(Contributing):
         """The keystores that failed and did not serve in the end."""
         return tuple(sorted({self._rows[index] for index in self._errors} - set(self.served_by)))
 
-    def doubt(self, index: int, error: MasterKeyError) -> None:
+    def ask_last(self, index: int, error: MasterKeyError) -> None:
         """Ask a shard's keystore last: it did not answer when it was asked before."""
         self._errors[index] = error
 
@@ -175,7 +180,7 @@ class Opening(Contributing):
 
     def wanted_of(self) -> tuple[str, ...]:
         """Also the offline keystores whose shard may be released, as long as it could still be of use."""
-        if self.phase in ("planning", "proving", "committing", "done", "refused", "failed", "expired"):
+        if self.phase in ("planning", "proving", "committing", *ENDS):
             return super().wanted_of()
         releasable = {self._rows[index] for index in self._releasable()}
         return tuple(sorted({*super().wanted_of(), *(releasable & set(self._offline))}))
@@ -184,8 +189,8 @@ class Opening(Contributing):
 
     def _releasable(self) -> list[int]:
         if self.quorum is not None and self._rows and self.quorum.opens_shards:
-            return self.quorum.releasable(self.now(), self._excluded)
-        return [index for index in self._rows if index not in self._excluded]
+            return self.quorum.releasable(self.now())
+        return [index for index in self._rows if index not in self.excluded]
 
     def _candidates(self) -> list[int]:
         indexes = [
@@ -198,68 +203,47 @@ class Opening(Contributing):
         self._errors[index] = error
         permanent = isinstance(error, (CiphertextInvalid, ApprovalInvalid))
         if permanent:
-            self.exclude([index])
+            self.excluded.add(index)
         self.progress(self._rows[index], "quarantined" if permanent else "failed", error)
-        self.event(
+        self.failed(
             f"keystore-failed.{self.attempt}.{index}",
             "shard-quarantined" if isinstance(error, CiphertextInvalid) else "keystore-failed",
+            error,
             keystore=self._rows[index],
-            error=type(error).__name__,
-            reason=error.message,
         )
 
-    def _blame(self, error: MasterKeyError) -> None:
+    def _attribute_failure(self, error: MasterKeyError) -> None:
         """The session refused: because of one keystore's answer or row, or altogether."""
         guilty = [index for index, name in self._rows.items() if name == error.subject]
         if not guilty:
             raise error
         self._failed(guilty[0], error)
-        if len(self._rows) - len(self._excluded) < self._threshold:
+        if len(self._rows) - len(self.excluded) < self._threshold:
             raise error
 
-    def _check_hope(self, manifest: Manifest) -> None:
+    def _raise_if_unrecoverable(self, manifest: Manifest) -> None:
         """Give up when waiting cannot help: data that will never open, or an answer that will not change."""
-        usable = [index for index in self._rows if index not in self._excluded]
+        usable = [index for index in self._rows if index not in self.excluded]
         if len(usable) < manifest.threshold:
             refusals = [e for e in self._errors.values() if isinstance(e, (ApprovalInvalid, CiphertextInvalid))]
             if len({type(error) for error in refusals}) == 1:
                 raise refusals[0]
-            raise QuorumUnreachable(f"too few shards can ever be released; {self.complaints()}")
+            raise QuorumUnreachable(f"too few shards can ever be released; {self.failure_summary()}")
         if stopped := next((error for error in self._errors.values() if isinstance(error, Stopped)), None):
             # Every keystore hears of it, and none serves until it is lifted.
             raise stopped
         if self.gives_up and self._errors and not any(error.retryable for error in self._errors.values()):
-            raise QuorumUnreachable(f"no keystore can release its shard; {self.complaints()}")
+            raise QuorumUnreachable(f"no keystore can release its shard; {self.failure_summary()}")
 
     gives_up = False
     """Whether to end, rather than to wait, when no keystore's answer can change by itself."""
 
-    def complaints(self) -> str:
+    def failure_summary(self) -> str:
         """What keystores have said against it, in one line."""
         said = [f"{self._rows[i]}: {type(e).__name__} ({e.diagnostics})" for i, e in sorted(self._errors.items())]
         away = [self._rows[i] for i in self._releasable() if i not in self._errors]
         said += [f"{name}: its custodian did not contribute" for name in away if self.is_offline(name)]
         return "; ".join(said) or "no keystore answered"
-
-    def _thrift(self, plan: Plan) -> timedelta:
-        """The pause with which the history lasts until the deadline; none while a quarter of it is not used."""
-        info = workflow.info()
-        used = max(info.get_current_history_length() / _MOST_EVENTS, info.get_current_history_size() / _MOST_BYTES)
-        if used < 0.25:
-            return timedelta(0)
-        attempts_left = max(1.0, self.attempt * (1 - used) / used)
-        return (plan.expires - self.now()) / attempts_left
-
-
-def source_of(manifest: Manifest, manifest_digest: str) -> Source:
-    """A manifest as a plan names it."""
-    return Source(
-        manifest=manifest_digest,
-        epoch=manifest.epoch,
-        mode=manifest.mode,
-        threshold=manifest.threshold,
-        count=manifest.count,
-    )
 
 
 class TooFewAnswers(MasterKeyError):

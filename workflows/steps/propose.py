@@ -8,12 +8,12 @@ from workflows.contracts.messages.requests import ChangedPlan, ShardRequest
 from workflows.contracts.trust.errors import PlanInvalid, QuorumUnreachable
 from workflows.contracts.trust.fields import Mode
 from workflows.contracts.trust.roster import Roster
-from workflows.steps.assess import LOST, USABLE, Assessment
-from workflows.steps.replace import Active
+from workflows.steps.assess import GONE, LOST, USABLE, Assessment
+from workflows.steps.protections import Held
 
 
 def propose(
-    damaged: Active, wish: ChangedPlan, roster: Roster, found: Assessment, in_use: Sequence[str]
+    damaged: Held, requested: ChangedPlan, roster: Roster, found: Assessment, in_use: Sequence[str]
 ) -> tuple[Mode, int, tuple[ShardRequest, ...]]:
     """Mode, threshold and shards of the new protection.
 
@@ -23,7 +23,7 @@ def propose(
 
     Args:
         damaged: the protection that is to be made whole.
-        wish: what people said; a whole topology is taken as it is.
+        requested: what people said; a whole topology is taken as it is.
         roster: who there is.
         found: how everything is.
         in_use: keystores that hold a shard of any active protection of this MasterKey.
@@ -32,12 +32,12 @@ def propose(
         PlanInvalid: nothing is lost, or too few keystores are left.
     """
     manifest = damaged.manifest
-    mode, threshold = wish.mode or manifest.mode, wish.threshold or manifest.threshold
-    if wish.shards:
-        return mode, threshold if mode == "sss" else 1, wish.shards
+    mode, threshold = requested.mode or manifest.mode, requested.threshold or manifest.threshold
+    if requested.shards:
+        return mode, threshold if mode == "sss" else 1, requested.shards
     health = found.of(damaged)
     lost = [name for name, one in health.items() if one.state in LOST]
-    if wish.replacements:
+    if requested.replacements:
         # Whoever names replacements does not want to wait for those that are only away.
         lost = [name for name, one in health.items() if one.state not in USABLE]
     if not lost and threshold == manifest.threshold:
@@ -45,7 +45,7 @@ def propose(
             f"nothing of the {manifest.purpose} protection is lost",
             next_step="an unseal just works; name a keystore with --replace to move away from one that is only away",
         )
-    named = [one for one in wish.replacements if one.keystore in found.keys]
+    named = [one for one in requested.replacements if one.keystore in found.keys]
     taken = {*in_use, *(one.keystore for one in named)}
     spare = [
         ShardRequest(keystore=one.name)
@@ -75,18 +75,18 @@ def propose(
     return mode, threshold, tuple(shards)
 
 
-def best_source(active: Sequence[Active], damaged: Active, wish: ChangedPlan, found: Assessment) -> Active:
+def best_source(active: Sequence[Held], damaged: Held, requested: ChangedPlan, found: Assessment) -> Held:
     """The protection to open: the one that can best be opened, and of two that can the one that is to be made whole.
 
     Raises:
         PlanInvalid: the one that was asked for is not there.
         QuorumUnreachable: so much is gone for good that none can ever be opened.
     """
-    candidates = [one for one in active if wish.source in (None, one.manifest.purpose)]
+    candidates = [one for one in active if requested.source in (None, one.manifest.purpose)]
     if not candidates:
-        raise PlanInvalid(f"there is no active {wish.source} protection to open")
+        raise PlanInvalid(f"there is no active {requested.source} protection to open")
 
-    def rank(one: Active) -> tuple[bool, bool, int]:
+    def rank(one: Held) -> tuple[bool, bool, int]:
         threshold = one.manifest.threshold
         usable = found.usable(one)
         return (usable >= threshold, one is damaged, usable - threshold)
@@ -95,7 +95,7 @@ def best_source(active: Sequence[Active], damaged: Active, wish: ChangedPlan, fo
     if found.usable(best) < best.manifest.threshold:
         best = max(candidates, key=lambda one: found.possible(one) - one.manifest.threshold)
         if found.possible(best) < best.manifest.threshold:
-            gone = sorted(name for name, one in found.of(best).items() if one.state in ("gone", "corrupt"))
+            gone = sorted(name for name, one in found.of(best).items() if one.state in GONE)
             raise QuorumUnreachable(
                 f"of the {best.manifest.purpose} protection {found.possible(best)} of {best.manifest.count} shards are "
                 f"left, and {best.manifest.threshold} are needed; gone for good: {', '.join(gone)}",

@@ -1,4 +1,4 @@
-"""Making a protection: which keys its keystores use, fresh data keys, staging, proof, commit, and telling of it.
+"""Making a protection: which keys its keystores use, fresh data keys, staging, proof, and commit.
 
 What an init, a reshard and a recovery share. Before the commit nothing but a record is left behind; after it the
 MasterKey is recoverable, because every keystore has proven that it can give back its data key. Only then, and only
@@ -10,104 +10,28 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 
-from temporalio import workflow
-
 from workflows.calls.concurrency import gather
 from workflows.calls.keystores import call_keystore
+from workflows.calls.ledger import call_ledger
 from workflows.contracts import names
-from workflows.contracts.messages.keystore import CheckDataKey, DescribeKey, GenerateDataKey, NoteCommit
-from workflows.contracts.messages.ledger import BundleExported, Commit, ExportBundle, Stage
+from workflows.contracts.messages.keystore import GenerateDataKey
+from workflows.contracts.messages.ledger import Commit, Stage
 from workflows.contracts.messages.protection import DekAnswer, StoredProtection
-from workflows.contracts.messages.requests import ShardRequest
 from workflows.contracts.messages.strongroom import SessionOpened
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.errors import ApprovalInvalid, KeystoreError, MasterKeyError, PlanInvalid
-from workflows.contracts.trust.fields import Mode, Purpose
-from workflows.contracts.trust.keystore import KeyDescription, StateStatement
+from workflows.contracts.trust.errors import KeystoreError, MasterKeyError, PlanInvalid
+from workflows.contracts.trust.fields import Mode
 from workflows.contracts.trust.plan import Plan, Target, TargetShard
 from workflows.contracts.trust.quorum import Authority
-from workflows.contracts.trust.roster import Roster, Strongroom
-from workflows.contracts.trust.signatures import open_signed
+from workflows.contracts.trust.roster import Roster
 from workflows.contracts.trust.topology import check_target
 from workflows.steps.contribute import Contributing
-from workflows.steps.prove import prove_data_key
+from workflows.steps.notify import notify_of_commit
+from workflows.steps.plan import Topology
+from workflows.steps.prove import describe_key
 
-DESCRIBE_PATIENCE = timedelta(seconds=30)
-_PROTECT_PATIENCE = timedelta(seconds=90)
-_NOTE_PATIENCE = timedelta(seconds=30)
-_NOTE_PATIENCE_IF_AWAY = timedelta(seconds=5)
-_EXPORT_PATIENCE = timedelta(minutes=2)
-
-
-class Topology:
-    """What a new protection shall look like, before it is known which keys its keystores use.
-
-    Attributes:
-        predecessor: digest of the manifest that it replaces.
-    """
-
-    def __init__(
-        self,
-        *,
-        mode: Mode,
-        threshold: int,
-        shards: Sequence[ShardRequest],
-        purpose: Purpose,
-        epoch: int,
-        predecessor: str | None = None,
-        retention_hours: int | None = None,
-    ) -> None:
-        self.mode = mode
-        self.threshold = threshold
-        self.shards = tuple(shards)
-        self._purpose = purpose
-        self._epoch = epoch
-        self._predecessor = predecessor
-        self._retention_hours = retention_hours
-
-    def target(self, roster: Roster, key_ids: Sequence[str]) -> Target:
-        """The target with these key ids; custodians are the roster's unless others were named.
-
-        Raises:
-            PlanInvalid: a number is out of range.
-        """
-        shards = []
-        if not 1 <= len(self.shards) <= 255 or not 1 <= self.threshold <= 255:
-            raise PlanInvalid(f"{self.threshold} of {len(self.shards)} shards: both must be 1 to 255")
-        for index, (wanted, key_id) in enumerate(zip(self.shards, key_ids, strict=True), start=1):
-            usual = roster.keystore(wanted.keystore)
-            custodians = wanted.custodians or (usual.custodians if usual else ())
-            shards.append(
-                TargetShard(
-                    index=index,
-                    keystore=wanted.keystore,
-                    key_id=key_id,
-                    custodians=custodians if self.mode == "sss" else (),
-                )
-            )
-        return Target(
-            purpose=self._purpose,
-            mode=self.mode,
-            epoch=self._epoch,
-            threshold=self.threshold,
-            count=len(shards),
-            shards=tuple(shards),
-            predecessor=self._predecessor,
-            retention_hours=self._retention_hours,
-        )
-
-
-def choose_strongroom(roster: Roster, wanted: str) -> Strongroom:
-    """The strongroom of this name, or the roster's first.
-
-    Raises:
-        PlanInvalid: there is none.
-    """
-    name = wanted or (roster.strongrooms[0].name if roster.strongrooms else "")
-    strongroom = roster.strongroom(name)
-    if strongroom is None:
-        raise PlanInvalid(f"the roster has no strongroom {name!r}", next_step="see `masterkey roster show`")
-    return strongroom
+_DESCRIBE_TIMEOUT = timedelta(seconds=30)
+_PROTECT_TIMEOUT = timedelta(seconds=90)
 
 
 class Protecting(Contributing):
@@ -125,14 +49,13 @@ class Protecting(Contributing):
             PlanInvalid: it can never be.
             KeystoreError: a keystore cannot be used now.
         """
-        keystores = [shard.keystore for shard in topology.shards]
+        keystores, last = topology.keystores, known or {}
         for name in keystores:
             if roster.keystore(name) is None:
                 raise PlanInvalid(f"keystore {name} is not in the roster", subject=name)
         # The numbers are checked before anybody is asked, with stand-ins for the key ids to come.
         check_target(topology.target(roster, keystores), self.master_key, roster)
         self.know_offline(roster, keystores)
-        last = known or {}
         key_ids = await gather([self._key_id(name, topology.mode, roster, last.get(name)) for name in keystores])
         target = topology.target(roster, key_ids)
         check_target(target, self.master_key, roster)
@@ -142,17 +65,15 @@ class Protecting(Contributing):
         offline = self._offline.get(name)
         if offline is not None:
             return offline.offline_key_id
-        self.progress(name, "asked")
         try:
-            key = await describe_key(name, roster, patience=DESCRIBE_PATIENCE, attempts=3)
-            if mode not in key.modes:
-                raise PlanInvalid(f"{name} does not serve {mode} protections", subject=name)
+            with self.asking(name, then="waiting"):
+                key = await describe_key(name, roster, within=_DESCRIBE_TIMEOUT, attempts=3)
+                if mode not in key.modes:
+                    raise PlanInvalid(f"{name} does not serve {mode} protections", subject=name)
         except MasterKeyError as error:
-            self.progress(name, "failed", error)
-            if known is None or not passes(error):
+            if known is None or not may_pass(error):
                 raise
             return known
-        self.progress(name, "waiting")
         return key.key_id
 
     async def generate_data_keys(
@@ -165,31 +86,24 @@ class Protecting(Contributing):
         """
 
         async def generate(place: TargetShard) -> DekAnswer:
-            self.progress(place.keystore, "asked")
             request = GenerateDataKey(
                 keystore=place.keystore, index=place.index, authority=authority, session=opened.announcement
             )
-            try:
-                answer = await call_keystore(
-                    names.GENERATE_DATA_KEY,
-                    place.keystore,
-                    request,
-                    DekAnswer,
-                    patience=_PROTECT_PATIENCE,
-                    attempts=4,
+            with self.asking(place.keystore):
+                return await call_keystore(
+                    names.GENERATE_DATA_KEY, place.keystore, request, DekAnswer, within=_PROTECT_TIMEOUT, attempts=4
                 )
-            except MasterKeyError as error:
-                self.progress(place.keystore, "failed", error)
-                raise
-            self.progress(place.keystore, "answered")
-            return answer
 
         online = [place for place in target.shards if not self.is_offline(place.keystore)]
         return tuple(await gather([generate(place) for place in online]))
 
+    def attempt_failed(self, key: str, error: MasterKeyError) -> None:
+        """Remember that an attempt failed, and whose fault it was."""
+        self.event(key, "attempt-failed", error=type(error).__name__, subject=error.subject, reason=error.message)
+
     async def stage(self, stored: StoredProtection) -> StoredProtection:
         """Store a protection that does not serve yet."""
-        await self.ledger(
+        await call_ledger(
             names.STAGE_PROTECTION, Stage(ceremony=self.ceremony, attempt=self.attempt, protection=stored)
         )
         return stored
@@ -200,136 +114,52 @@ class Protecting(Contributing):
         Raises:
             KeystoreError, ApprovalInvalid: one cannot.
         """
-
-        async def prove(index: int) -> Signed:
-            keystore = stored.shards[index - 1].keystore
-
-            async def custodian(request: CheckDataKey) -> Signed:
-                return await self.ask_for_proof(request, plan.expires)
-
-            signed = await prove_data_key(
+        await self.enter("proving", flush=True)
+        proving = [
+            self.prove_shard(
                 stored,
-                index,
+                row.index,
                 roster,
-                patience=_PROTECT_PATIENCE,
+                str(self.attempt),
+                within=_PROTECT_TIMEOUT,
                 attempts=6,
-                ask=custodian if self.is_offline(keystore) else None,
+                offline_until=plan.expires,
             )
-            self.event(
-                f"proven.{self.attempt}.{index}",
-                "data-key-proven",
-                keystore=keystore,
-                document=signed.document,
-                signature=signed.signature,
-            )
-            return signed
+            for row in stored.shards
+        ]
+        return tuple(await gather(proving))
 
-        return tuple(await gather([prove(row.index) for row in stored.shards]))
-
-    async def commit(self, retention_hours: int | None = None) -> None:
-        """Make what was staged and proven the protection in force; what it replaces is retired, at once."""
-        await self.ledger(
-            names.COMMIT_PROTECTION,
-            Commit(ceremony=self.ceremony, attempt=self.attempt, retention_hours=retention_hours),
-        )
-
-    async def tell_of_commit(
+    async def put_in_force(
         self,
         stored: StoredProtection,
         proofs: tuple[Signed, ...],
-        keystores: Sequence[str],
         roster: Roster,
+        *,
+        retention_hours: int | None = None,
+        others: Sequence[str] = (),
         away: Collection[str] = (),
-    ) -> tuple[str, ...]:
-        """Tell keystore workers what is in force now, so that they refuse what is older.
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Commit what was staged and proven, write the bundle, and notify everybody who serves what it replaces.
 
         Args:
-            stored: what is in force now.
+            stored: what was staged.
             proofs: of all its keystores.
-            keystores: who is told.
             roster: who they are.
+            retention_hours: when the ciphertexts of what it replaces are destroyed; none: when that is ordered.
+            others: keystores of what it replaces.
             away: those that did not answer a moment ago: they are not waited for as long.
 
         Returns:
-            Names of those that could not be told; the next drill tells them.
+            Keystores that did not acknowledge, and the places where the bundle was written.
         """
-
-        async def tell(keystore: str) -> str | None:
-            request = NoteCommit(keystore=keystore, manifest=stored.manifest, proofs=proofs)
-            patience = _NOTE_PATIENCE_IF_AWAY if keystore in away else _NOTE_PATIENCE
-            try:
-                signed = await call_keystore(
-                    names.NOTE_COMMIT, keystore, request, Signed, patience=patience, attempts=10
-                )
-                read_statement(signed, keystore, roster, stored.manifest.digest)
-            except MasterKeyError as error:
-                self.event(
-                    f"not-noted.{stored.manifest.digest[7:19]}.{keystore}",
-                    "commit-not-noted",
-                    keystore=keystore,
-                    error=type(error).__name__,
-                    reason=error.message,
-                )
-                return keystore
-            return None
-
-        told = await gather([tell(name) for name in dict.fromkeys(keystores) if not self.is_offline(name)])
-        return tuple(name for name in told if name is not None)
-
-    async def export_bundle(self, *, final: bool = False) -> tuple[str, ...]:
-        """Write the bundle to its configured places; one that cannot be written is an event, and no reason to fail.
-
-        Args:
-            final: the ceremony is closed already, and nothing is recorded of it any more.
-        """
-        try:
-            exported = await self.ledger(
-                names.EXPORT_BUNDLE,
-                ExportBundle(ceremony=self.ceremony, master_key=self.master_key),
-                BundleExported,
-                patience=_EXPORT_PATIENCE,
-            )
-        except MasterKeyError as error:
-            if final:
-                workflow.logger.warning("the bundle was not exported: %s", error.diagnostics)
-                return ()
-            self.event("bundle", "bundle-not-exported", error=type(error).__name__, reason=error.diagnostics)
-            return ()
-        if exported.places and not final:
-            self.event("bundle", "bundle-exported", places=list(exported.places), head=exported.digest)
-        return exported.places
+        commit = Commit(ceremony=self.ceremony, attempt=self.attempt, retention_hours=retention_hours)
+        await call_ledger(names.COMMIT_PROTECTION, commit)
+        # At once: from here on the old protection may be refused, and the new one must survive the database.
+        bundles = await self.export_bundle()
+        keystores = [*(row.keystore for row in stored.shards), *others]
+        return await notify_of_commit(self, stored, proofs, keystores, roster, away), bundles
 
 
-async def describe_key(name: str, roster: Roster, *, patience: timedelta, attempts: int) -> KeyDescription:
-    """Which key a keystore uses, in its worker's own signed words.
-
-    Raises:
-        KeystoreError: it cannot be used now.
-        ApprovalInvalid: the answer is not signed by that keystore's worker.
-    """
-    signed = await call_keystore(
-        names.DESCRIBE_KEY, name, DescribeKey(keystore=name), Signed, patience=patience, attempts=attempts
-    )
-    key, signer = open_signed(KeyDescription, signed)
-    worker = roster.keystore(name)
-    if worker is None or signer != worker.fingerprint or key.keystore != name:
-        raise ApprovalInvalid(f"the key of {name} is not described by its worker", subject=name)
-    return key
-
-
-def read_statement(signed: Signed, keystore: str, roster: Roster, about: str) -> StateStatement:
-    """What a keystore worker says that it remembers, after it was told something.
-
-    Raises:
-        ApprovalInvalid: that keystore's worker did not sign it, or it is about something else.
-    """
-    statement, signer = open_signed(StateStatement, signed)
-    worker = roster.keystore(keystore)
-    if worker is None or (signer, statement.keystore, statement.about) != (worker.fingerprint, keystore, about):
-        raise ApprovalInvalid(f"{keystore} did not acknowledge what it was told", subject=keystore)
-    return statement
-
-
-def passes(error: MasterKeyError) -> bool:
+def may_pass(error: MasterKeyError) -> bool:
     """Whether a keystore's failure may pass by itself."""
     return isinstance(error, KeystoreError) and error.retryable

@@ -1,4 +1,4 @@
-"""Proof that a keystore can still give back a data key: asked with a nonce, answered with a signature."""
+"""What a keystore's worker says of its key in signed words: which one it is, and that it still opens a shard."""
 
 from __future__ import annotations
 
@@ -9,15 +9,32 @@ from temporalio import workflow
 
 from workflows.calls.keystores import call_keystore
 from workflows.contracts import names
-from workflows.contracts.messages.keystore import CheckDataKey
+from workflows.contracts.messages.keystore import CheckDataKey, DescribeKey
 from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.trust.canonical import Signed
 from workflows.contracts.trust.errors import ApprovalInvalid
-from workflows.contracts.trust.keystore import CheckResponse
+from workflows.contracts.trust.keystore import CheckResponse, KeyDescription
 from workflows.contracts.trust.roster import Roster
 from workflows.contracts.trust.signatures import open_signed
 
 Ask = Callable[[CheckDataKey], Awaitable[Signed]]
+
+
+async def describe_key(name: str, roster: Roster, *, within: timedelta, attempts: int) -> KeyDescription:
+    """Which key a keystore uses, in its worker's own signed words.
+
+    Raises:
+        KeystoreError: it cannot be used now.
+        ApprovalInvalid: the answer is not signed by that keystore's worker.
+    """
+    signed = await call_keystore(
+        names.DESCRIBE_KEY, name, DescribeKey(keystore=name), Signed, within=within, attempts=attempts
+    )
+    key, signer = open_signed(KeyDescription, signed)
+    worker = roster.keystore(name)
+    if worker is None or signer != worker.fingerprint or key.keystore != name:
+        raise ApprovalInvalid(f"the key of {name} is not described by its worker", subject=name)
+    return key
 
 
 async def prove_data_key(
@@ -25,7 +42,7 @@ async def prove_data_key(
     index: int,
     roster: Roster,
     *,
-    patience: timedelta,
+    within: timedelta,
     attempts: int,
     ask: Ask | None = None,
 ) -> Signed:
@@ -35,7 +52,7 @@ async def prove_data_key(
         stored: the protection.
         index: of the shard, from 1.
         roster: names the keystore workers' identities.
-        patience: limit of all attempts.
+        within: limit of all attempts.
         attempts: how often a retryable failure is tried again.
         ask: asks somebody else than the keystore's worker: the custodian of an offline keystore.
 
@@ -54,7 +71,7 @@ async def prove_data_key(
         signed = await ask(request)
     else:
         signed = await call_keystore(
-            names.CHECK_DATA_KEY, row.keystore, request, Signed, patience=patience, attempts=attempts
+            names.CHECK_DATA_KEY, row.keystore, request, Signed, within=within, attempts=attempts
         )
     answer, signer = open_signed(CheckResponse, signed)
     worker = roster.keystore(row.keystore)

@@ -6,7 +6,7 @@ a rejection stands for good; an approval counts until it expires.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 from datetime import datetime
 
 from workflows.contracts.messages.status import SubmitOutcome
@@ -25,14 +25,24 @@ class Quorum:
         roster: who may decide.
         custody: for each shard to be opened, the names of its custodians; empty when none is.
         threshold: of how many shards custodians must approve; 0 when none is opened.
+        excluded: indexes of the shards that cannot be used. The ceremony adds to it as it learns of them, so that
+            whatever is asked of the quorum, by a screen, a sender or the wait, knows of the same.
     """
 
-    def __init__(self, plan: Plan, roster: Roster, custody: Sequence[Sequence[str]], threshold: int) -> None:
-        self._plan = plan
+    def __init__(
+        self,
+        plan: Plan,
+        roster: Roster,
+        custody: Sequence[Sequence[str]] = (),
+        threshold: int = 0,
+        excluded: Set[int] = frozenset(),
+    ) -> None:
+        self.plan = plan
         self._plan_digest = plan.digest
         self._roster = roster
         self._custody = custody
         self._threshold = threshold
+        self._excluded = excluded
         self._governance = roster.governance_of(plan.master_key).custodians
         self._needed = required_quorum(plan, roster)
         self._decisions: dict[str, tuple[Approval, Signed]] = {}
@@ -84,19 +94,23 @@ class Quorum:
         """Whether shards are to be opened that have custodians: then only those may be released that they approved."""
         return bool(self._custody)
 
-    def releasable(self, now: datetime, without: Collection[int] = ()) -> list[int]:
-        """Indexes of the shards that may be released now, but those in `without`."""
-        return [i for i in shards_released_by(self.approvals(now), self._custody) if i not in without]
+    def releasable(self, now: datetime) -> list[int]:
+        """Indexes of the shards that may be released now and can be used."""
+        return [i for i in shards_released_by(self.approvals(now), self._custody) if i not in self._excluded]
 
-    def reached(self, now: datetime, without: Collection[int] = ()) -> bool:
-        """Whether the quorum stands, and custodians of enough shards other than `without` approved."""
-        governance = len(set(self.approvals(now)) & set(self._governance)) >= self._needed
-        return governance and len(self.releasable(now, without)) >= self._threshold
+    def _lacking(self, now: datetime) -> tuple[int, int]:
+        """How many approvals of the governance quorum are missing, and of how many shards; not above 0: none."""
+        governance = self._needed - len(set(self.approvals(now)) & set(self._governance))
+        return governance, self._threshold - len(self.releasable(now))
 
-    def unreachable(self, without: Collection[int] = ()) -> bool:
-        """Whether so many have refused that the quorum can never stand, without the shards in `without`."""
+    def reached(self, now: datetime) -> bool:
+        """Whether the quorum stands, and custodians of enough shards that can be used approved."""
+        return max(self._lacking(now)) <= 0
+
+    def unreachable(self) -> bool:
+        """Whether so many have refused that the quorum can never stand, with the shards that can be used."""
         rejected = set(self.rejected_by)
-        left = [i for i, names in enumerate(self._custody, start=1) if i not in without and set(names) - rejected]
+        left = [i for i, who in enumerate(self._custody, start=1) if i not in self._excluded and set(who) - rejected]
         return len(set(self._governance) - rejected) < self._needed or len(left) < self._threshold
 
     def next_expiry(self, now: datetime) -> datetime | None:
@@ -108,13 +122,11 @@ class Quorum:
         """Names of those who were asked and have not decided, or whose approval expired."""
         return tuple(sorted(self._asked - set(self.approvals(now)) - set(self.rejected_by)))
 
-    def needed(self, now: datetime, without: Collection[int] = ()) -> str:
+    def needed(self, now: datetime) -> str:
         """What is still missing, in words; empty when nothing is."""
-        parts = []
-        governance = self._needed - len(set(self.approvals(now)) & set(self._governance))
+        parts, (governance, shards) = [], self._lacking(now)
         if governance > 0:
             parts.append(f"{governance} more of the governance quorum of {self._needed}")
-        shards = self._threshold - len(self.releasable(now, without))
         if shards > 0:
             parts.append(f"custodians of {shards} more shards of {self._threshold}")
         return " and ".join(parts)

@@ -30,7 +30,7 @@ class Stoppable(Ceremony):
         try:
             self._stops.append(Signed.model_validate(signed))
         except ValidationError:
-            self._refuse(ApprovalInvalid("a stop has the text fields `document` and `signature`"))
+            self.refuse_message(ApprovalInvalid("a stop has the text fields `document` and `signature`"))
             return
         self._heed()
 
@@ -49,14 +49,13 @@ class Stoppable(Ceremony):
                 if stop.master_key != self.master_key:
                     raise ApprovalInvalid("the stop is of another MasterKey")
             except MasterKeyError as error:
-                self._refuse(error)
+                self.refuse_message(error)
                 continue
             if signed.digest in self._heeded:
                 continue
             self._heeded[signed.digest] = stop
             # Two custodians may stop it at the same moment.
-            key = f"stopped.{signed.digest[7:19]}"
-            self.event(key, "stop-heeded", document=signed.document, signature=signed.signature)
+            self.signed(f"stopped.{signed.digest[7:19]}", "stop-heeded", signed)
             self.interrupt(Stopped(f"{who} ordered to stop serving {self.master_key} ({stop.reason or 'no reason'})"))
 
     async def acknowledge_stop(self) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.trust.canonical import Message, Name, Signed, Time
 from workflows.contracts.trust.fields import Action, CeremonyId, Index
+
+Outcome = Literal["done", "refused", "failed", "expired"]
+ENDS: tuple[Outcome, ...] = get_args(Outcome)
+"""How a ceremony ends: its last phase, and its outcome in the ledger."""
 
 
 class BeginCeremony(Message):
@@ -177,6 +181,6 @@ class CloseCeremony(Message):
 
     ceremony: CeremonyId
     master_key: Name
-    outcome: Literal["done", "refused", "failed", "expired"]
+    outcome: Outcome
     detail: str
     events: tuple[Event, ...] = ()
