@@ -470,19 +470,19 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a keystore serves while it is stopped",
-        "desk.state.read().check_serving(granted.plan.master_key) shard = _own_shard(",
+        "call.state.read().check_serving(granted.plan.master_key) shard = _own_shard(",
         "shard = _own_shard(",
         "keystores",
     ),
     Mutation(
         "a data key leaves after a stop was acknowledged",
-        "desk.state.read().check_serving(granted.plan.master_key) desk.state.note_key(granted.manifest)",
-        "desk.state.note_key(granted.manifest)",
+        "call.state.read().check_serving(granted.plan.master_key) call.state.note_key(granted.manifest)",
+        "call.state.note_key(granted.manifest)",
         "keystores",
     ),
     Mutation(
         "a data key leaves after its protection was retired",
-        "desk.state.note_key(granted.manifest)",
+        "call.state.note_key(granted.manifest)",
         "pass",
         "keystores",
     ),
@@ -506,14 +506,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a keystore answers for another's shard",
-        "if context.keystore != desk.terms.name:",
+        "if context.keystore != call.terms.name:",
         "if not context.keystore:",
         "keystores",
     ),
     Mutation(
         "a keystore serves a mode that it is not configured for",
-        "if context.mode not in desk.terms.modes:",
-        "if not desk.terms.modes:",
+        "if context.mode not in call.terms.modes:",
+        "if not call.terms.modes:",
         "keystores",
     ),
     Mutation(
@@ -530,7 +530,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "an unproven protection retires the one that works",
-        "check_proofs(desk.chain, manifest, request.manifest.digest, request.proofs)",
+        "check_proofs(call.chain, manifest, request.manifest.digest, request.proofs)",
         "pass",
         "keystores",
     ),

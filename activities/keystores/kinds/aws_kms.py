@@ -38,8 +38,7 @@ from botocore.parsers import ResponseParserError
 from pydantic import model_validator
 
 from activities.crypto.context import Context
-from activities.crypto.envelope import DEK_BYTES
-from activities.keystores.kinds.base import KeyRef, KeystoreSettings, WrappedKey
+from activities.keystores.kinds.base import BaseKeystore, KeyRef, KeystoreSettings, WrappedKey
 from workflows.contracts.trust.errors import (
     CiphertextInvalid,
     ConfigurationInvalid,
@@ -57,9 +56,6 @@ if TYPE_CHECKING:
     from mypy_boto3_kms import KMSClient
 
 Answer = TypeVar("Answer", bound=Mapping[str, object])
-
-MAX_CIPHERTEXT_BYTES = 6144
-"""What Decrypt takes at most; a wrapped DEK has about 200 bytes."""
 
 _ANY_REGION = "*"
 _ARN = re.compile(
@@ -165,12 +161,15 @@ def regional_key_id(key_id: str, region: str) -> str:
     return _MULTI_REGION_KEY.sub(rf"\g<1>{region}\g<2>", key_id)
 
 
-class AwsKms:
+class AwsKms(BaseKeystore[AwsKmsSettings]):
     """An AWS KMS key as a `Keystore`."""
 
+    SERVICE = "AWS KMS"
+    LONGEST = 6144
+    """What Decrypt takes at most; a wrapped DEK has about 200 bytes."""
+
     def __init__(self, name: str, settings: AwsKmsSettings) -> None:
-        self._name = name
-        self._settings = settings
+        super().__init__(name, settings)
         self._own_id = regional_key_id(settings.key_id, settings.region)
         self._session: boto3.session.Session | None = None
         self._opened: KMSClient | None = None
@@ -186,14 +185,8 @@ class AwsKms:
         """
         return self._describe(self._own_id)
 
-    def wrap(self, dek: bytes, context: Context) -> WrappedKey:
-        """Encrypt: 32 bytes become about 200.
-
-        Raises:
-            KeystoreError: see the table in this module.
-        """
-        if len(dek) != DEK_BYTES:
-            raise ValueError(f"a DEK is {DEK_BYTES} bytes")
+    def _wrap(self, dek: bytes, context: Context) -> WrappedKey:
+        """Encrypt: 32 bytes become about 200."""
         answer = self._call(
             lambda kms: kms.encrypt(KeyId=self._own_id, Plaintext=dek, EncryptionContext=dict(context)),
             self._own_id,
@@ -202,17 +195,7 @@ class AwsKms:
         )
         return WrappedKey(answer["CiphertextBlob"], KeyRef(canonical_key_id(answer["KeyId"])))
 
-    def unwrap(self, wrapped: bytes, context: Context, key: KeyRef) -> bytes:
-        """Decrypt with exactly the key that was recorded.
-
-        Raises:
-            CiphertextInvalid: the key recorded is not the configured one, or Decrypt says so.
-            KeystoreError: see the table in this module.
-        """
-        if not self._is_configured(key.key_id):
-            raise self._error(CiphertextInvalid, "was wrapped by another key than the configured one")
-        if not 0 < len(wrapped) <= MAX_CIPHERTEXT_BYTES:
-            raise self._error(CiphertextInvalid, "no wrapped DEK has this length")
+    def _unwrap(self, wrapped: bytes, context: Context, key: KeyRef) -> bytes:
         key_id = regional_key_id(key.key_id, self._settings.region)
         answer = self._call(
             lambda kms: kms.decrypt(KeyId=key_id, CiphertextBlob=wrapped, EncryptionContext=dict(context)),
@@ -222,20 +205,18 @@ class AwsKms:
         )
         if canonical_key_id(answer["KeyId"]) != key.key_id:
             raise self._error(CiphertextInvalid, "was unwrapped by another key than the one recorded")
-        if len(answer["Plaintext"]) != DEK_BYTES:
-            raise self._error(CiphertextInvalid, f"does not hold {DEK_BYTES} bytes")
         return answer["Plaintext"]
 
-    def _is_configured(self, key_id: str) -> bool:
-        if not _KEY_ARN.match(key_id):
+    def _is_own(self, key: KeyRef) -> bool:
+        if not _KEY_ARN.match(key.key_id):
             return False
         if ":key/" in self._own_id:
-            return key_id == canonical_key_id(self._own_id)
+            return key.key_id == canonical_key_id(self._own_id)
         if "alias/" in self._own_id:
             # What the alias named when it wrapped is not known here: the key policy and the signed manifest
             # say what may be unwrapped.
             return True
-        return key_id.endswith(f":key/{self._own_id}")
+        return key.key_id.endswith(f":key/{self._own_id}")
 
     def _warm_up(self) -> None:
         """Read the SDK's service model now, once for all forked children: most of the time a client takes.
@@ -254,7 +235,7 @@ class AwsKms:
 
     def _client(self) -> KMSClient:
         if self._opened is None:
-            seconds = self._settings.timeout_seconds
+            connect, read = self._settings.timeouts
             session = self._session or boto3.session.Session()
             self._opened = session.client(
                 "kms",
@@ -262,8 +243,8 @@ class AwsKms:
                 endpoint_url=self._settings.endpoint,
                 verify=str(self._settings.ca_file) if self._settings.ca_file else None,
                 config=Config(
-                    connect_timeout=seconds / 4,
-                    read_timeout=seconds * 3 / 4,
+                    connect_timeout=connect,
+                    read_timeout=read,
                     retries={"total_max_attempts": 1, "mode": "standard"},
                 ),
             )
@@ -309,9 +290,6 @@ class AwsKms:
         except MasterKeyError:
             return self._error(KeystoreUnavailable, "KMSInvalidStateException, and DescribeKey fails too")
         return self._error(KeystoreUnavailable, "KMSInvalidStateException")
-
-    def _error(self, kind: type[MasterKeyError], what: str) -> MasterKeyError:
-        return kind(f"keystore {self._name} (AWS KMS): {what}", subject=self._name)
 
 
 def _by_status(status: int) -> type[MasterKeyError]:

@@ -32,9 +32,16 @@ from azure.identity import DefaultAzureCredential
 from azure.keyvault.keys import KeyClient
 from pydantic import model_validator
 
-from activities.crypto.context import Context, bind_context, context_bytes, unbind_context
+from activities.crypto.context import Context, bind_context, context_bytes
 from activities.crypto.envelope import DEK_BYTES
-from activities.keystores.kinds.base import KeyRef, KeystoreSettings, SecretReference, WrappedKey
+from activities.keystores.kinds.base import (
+    BaseKeystore,
+    KeyRef,
+    KeystoreSettings,
+    SecretReference,
+    WrappedKey,
+    secret_reference,
+)
 from workflows.contracts.trust.errors import (
     CiphertextInvalid,
     ConfigurationInvalid,
@@ -90,8 +97,6 @@ class AzureKeyVaultSettings(KeystoreSettings):
             raise ValueError("key_id is not the URL of a key: https://HOST/keys/NAME or https://HOST/keys/NAME/VERSION")
         if self.endpoint is not None and not self.endpoint.startswith("https://"):
             raise ValueError("endpoint: the SDK sends tokens over https only")
-        if self.token_env is not None and self.token_file is not None:
-            raise ValueError("set only one of token_env and token_file")
         if self.token is not None and self.endpoint is None:
             raise ValueError("a fixed token is for an endpoint only: set endpoint, or leave the token out")
         return self
@@ -104,17 +109,16 @@ class AzureKeyVaultSettings(KeystoreSettings):
     @property
     def token(self) -> SecretReference | None:
         """Where the fixed token is to be read, if there is one."""
-        if self.token_env is None and self.token_file is None:
-            return None
-        return SecretReference(env=self.token_env, file=self.token_file)
+        return secret_reference("token", self.token_env, self.token_file)
 
 
-class AzureKeyVault:
+class AzureKeyVault(BaseKeystore[AzureKeyVaultSettings]):
     """A key in Key Vault or a Managed HSM as a `Keystore`."""
 
+    SERVICE = "Azure Key Vault"
+
     def __init__(self, name: str, settings: AzureKeyVaultSettings) -> None:
-        self._name = name
-        self._settings = settings
+        super().__init__(name, settings)
         self._key_id, self._key_name, self._pinned = settings.parts
 
     def describe(self) -> KeyRef:
@@ -127,15 +131,11 @@ class AzureKeyVault:
         """
         return self._usable_key(self._client())[0]
 
-    def wrap(self, dek: bytes, context: Context) -> WrappedKey:
-        """Wrap: 32 bytes become 257 to 513 under an RSA key, 61 under an AES key.
+    def _is_own(self, key: KeyRef) -> bool:
+        return key.key_id == self._key_id
 
-        Raises:
-            KeyDisabled: as in `describe`.
-            KeystoreError: see this module's table and `_error_of`.
-        """
-        if len(dek) != DEK_BYTES:
-            raise ValueError(f"a DEK is {DEK_BYTES} bytes")
+    def _wrap(self, dek: bytes, context: Context) -> WrappedKey:
+        """Wrap: 32 bytes become 257 to 513 under an RSA key, 61 under an AES key; KeyDisabled as in `describe`."""
         client = self._client()
         key, is_rsa = self._usable_key(client)
         if is_rsa:
@@ -150,24 +150,13 @@ class AzureKeyVault:
             wrapped = GCM_FORMAT + b"".join(self._bytes(answer, field, size) for field, size in sizes.items())
         return WrappedKey(wrapped, key, "rsa-oaep" if is_rsa else "aes-gcm")
 
-    def unwrap(self, wrapped: bytes, context: Context, key: KeyRef) -> bytes:
-        """Unwrap with exactly the key and version that were recorded.
-
-        Raises:
-            CiphertextInvalid: another key is recorded, the service says so, or the context is another one.
-            KeystoreError: see this module's table and `_error_of`.
-        """
-        if key.key_id != self._key_id:
-            raise self._error(CiphertextInvalid, "was wrapped by another key than the configured one")
+    def _unwrap(self, wrapped: bytes, context: Context, key: KeyRef) -> bytes:
         if not _VERSION.match(key.key_version):
             raise self._error(CiphertextInvalid, "the key version that was recorded is none of Key Vault")
         form, data = wrapped[:1], wrapped[1:]
         if form == OAEP_FORMAT and len(data) in _RSA_CIPHERTEXT_BYTES:
             answer = self._operate(self._client(), key, "unwrapkey", {"alg": "RSA-OAEP-256", "value": _encode(data)})
-            dek = unbind_context(self._bytes(answer, "value"), context)
-            if dek is None:
-                raise self._error(CiphertextInvalid, "was wrapped with another context")
-            return dek
+            return self._unbind(self._bytes(answer, "value"), context)
         if form == GCM_FORMAT and len(data) == _IV_BYTES + _TAG_BYTES + DEK_BYTES:
             body = {
                 "alg": "A256GCM",
@@ -212,19 +201,19 @@ class AzureKeyVault:
 
     def _client(self) -> KeyClient:
         """A client for one call: it keeps a token, which is not to outlive the call."""
-        settings, seconds = self._settings, self._settings.timeout_seconds
-        limits: dict[str, Any] = {"connection_timeout": seconds / 4, "read_timeout": seconds * 3 / 4, "retry_total": 0}
+        settings, (connect, read) = self._settings, self._settings.timeouts
+        limits: dict[str, Any] = {"connection_timeout": connect, "read_timeout": read, "retry_total": 0}
         credential: TokenCredential
         if settings.token is not None:
             credential = _FixedToken(settings.token.read(f"keystore {self._name}"))
         else:
-            credential = DefaultAzureCredential(process_timeout=max(1, int(seconds)), **limits)
+            credential = DefaultAzureCredential(process_timeout=max(1, int(settings.timeout_seconds)), **limits)
         return KeyClient(
             settings.endpoint or self._key_id.partition("/keys/")[0],
             credential,
             # Else a service could ask for a token that opens another one. A fixed token opens only its own.
             verify_challenge_resource=settings.token is None,
-            connection_verify=str(settings.ca_file) if settings.ca_file else True,
+            connection_verify=settings.authority,
             permit_redirects=False,
             **limits,
         )
@@ -283,9 +272,6 @@ class AzureKeyVault:
         if not data or (lengths and len(data) not in lengths):
             raise self._error(KeystoreUnavailable, f"the answer's {field} is not what was asked for")
         return data
-
-    def _error(self, kind: type[MasterKeyError], what: str, next_step: str = "") -> MasterKeyError:
-        return kind(f"keystore {self._name} (Azure Key Vault): {what}", next_step=next_step, subject=self._name)
 
 
 class _FixedToken:

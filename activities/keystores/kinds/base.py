@@ -1,22 +1,24 @@
 """What every kind of keystore is: a key that wraps and unwraps 32-byte DEKs, bound to a context.
 
-A module for each kind offers one settings model and one class; a new kind touches no old file but the
-table in `activities.keystores.kinds.registry`. Calls block: each runs in a one-shot process of its own. SDK
+A module for each kind offers one settings model and one class, a `BaseKeystore`; a new kind touches no old file but
+the table in `activities.keystores.kinds.registry`. Calls block: each runs in a one-shot process of its own. SDK
 retries are off, because the workflow retries, and every call has a time-out.
 """
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, ClassVar, Generic, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from activities.crypto.context import Context
-from workflows.contracts.trust.errors import ConfigurationInvalid
+from activities.crypto.context import Context, unbind_context
+from activities.crypto.envelope import DEK_BYTES
+from workflows.contracts.trust.errors import CiphertextInvalid, ConfigurationInvalid, MasterKeyError
 from workflows.contracts.trust.fields import Mechanism
 
 
@@ -96,6 +98,16 @@ class KeystoreSettings(BaseModel):
     endpoint: Annotated[str, AfterValidator(protected_url)] | None = None
     ca_file: Path | None = None
 
+    @property
+    def timeouts(self) -> tuple[float, float]:
+        """Seconds to connect, and to wait for data: together `timeout_seconds`."""
+        return self.timeout_seconds / 4, self.timeout_seconds * 3 / 4
+
+    @property
+    def authority(self) -> str | bool:
+        """What TLS trusts, as SDKs take it: the file named in `ca_file`, or True for the system's authorities."""
+        return str(self.ca_file) if self.ca_file else True
+
 
 class SecretReference(BaseModel):
     """A secret by reference: an environment variable or a file, exactly one of the two."""
@@ -129,3 +141,84 @@ class SecretReference(BaseModel):
         if not value:
             raise ConfigurationInvalid(f"{what}: {source} is empty", next_step="set it for this worker")
         return value
+
+
+def secret_reference(what: str, env: str | None, file: Path | None) -> SecretReference | None:
+    """A secret that may be named in `{what}_env` or in `{what}_file`; None if it is in neither.
+
+    Raises:
+        ValueError: it is in both.
+    """
+    if env is not None and file is not None:
+        raise ValueError(f"set only one of {what}_env and {what}_file")
+    return None if env is None and file is None else SecretReference(env=env, file=file)
+
+
+S = TypeVar("S", bound=KeystoreSettings)
+
+
+class BaseKeystore(ABC, Generic[S]):
+    """What the kinds share: what goes in and out is checked, and how an error speaks.
+
+    Attributes:
+        SERVICE: what the service is called in messages.
+        LONGEST: no wrapped DEK of this kind is longer, bytes.
+    """
+
+    SERVICE: ClassVar[str]
+    LONGEST: ClassVar[int] = 65_536
+
+    def __init__(self, name: str, settings: S) -> None:
+        self._name = name
+        self._settings = settings
+
+    @abstractmethod
+    def describe(self) -> KeyRef:
+        """As `Keystore.describe`."""
+
+    def wrap(self, dek: bytes, context: Context) -> WrappedKey:
+        """As `Keystore.wrap`.
+
+        Raises:
+            ValueError: the DEK is not 32 bytes long.
+        """
+        if len(dek) != DEK_BYTES:
+            raise ValueError(f"a DEK is {DEK_BYTES} bytes")
+        return self._wrap(dek, context)
+
+    def unwrap(self, wrapped: bytes, context: Context, key: KeyRef) -> bytes:
+        """As `Keystore.unwrap`.
+
+        Raises:
+            CiphertextInvalid: another key than the configured one is recorded, or this is not what it wrapped.
+        """
+        if not self._is_own(key):
+            raise self._error(CiphertextInvalid, "was wrapped by another key than the configured one")
+        if not 0 < len(wrapped) <= self.LONGEST:
+            raise self._error(CiphertextInvalid, "no wrapped DEK has this length")
+        dek = self._unwrap(wrapped, context, key)
+        if len(dek) != DEK_BYTES:
+            raise self._error(CiphertextInvalid, f"does not hold {DEK_BYTES} bytes")
+        return dek
+
+    @abstractmethod
+    def _is_own(self, key: KeyRef) -> bool:
+        """Whether this is the configured key, as far as can be told without asking the service."""
+
+    @abstractmethod
+    def _wrap(self, dek: bytes, context: Context) -> WrappedKey:
+        """Wrap 32 bytes."""
+
+    @abstractmethod
+    def _unwrap(self, wrapped: bytes, context: Context, key: KeyRef) -> bytes:
+        """Unwrap with exactly the key, and the version of it, that was recorded."""
+
+    def _unbind(self, plain: bytes, context: Context) -> bytes:
+        """The DEK in what `bind_context` made, where the service authenticates no context."""
+        dek = unbind_context(plain, context)
+        if dek is None:
+            raise self._error(CiphertextInvalid, "was wrapped with another context")
+        return dek
+
+    def _error(self, kind: type[MasterKeyError], what: str, next_step: str = "") -> MasterKeyError:
+        return kind(f"keystore {self._name} ({self.SERVICE}): {what}", next_step=next_step, subject=self._name)

@@ -27,8 +27,7 @@ from google_crc32c import value as crc32c
 from pydantic import Field
 
 from activities.crypto.context import Context, context_bytes
-from activities.crypto.envelope import DEK_BYTES
-from activities.keystores.kinds.base import KeyRef, KeystoreSettings, WrappedKey
+from activities.keystores.kinds.base import BaseKeystore, KeyRef, KeystoreSettings, WrappedKey
 from workflows.contracts.trust.errors import (
     CiphertextInvalid,
     ConfigurationInvalid,
@@ -42,9 +41,6 @@ from workflows.contracts.trust.errors import (
 )
 
 T = TypeVar("T")
-
-MAX_CIPHERTEXT_BYTES = 64 * 1024
-"""More than Google makes of a DEK, which is a little over 100 bytes."""
 
 _VERSION = "/cryptoKeyVersions/"
 _KEY_NAME = r"^projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+$"
@@ -83,12 +79,13 @@ class GcpKmsSettings(KeystoreSettings):
     key_name: str = Field(pattern=_KEY_NAME)
 
 
-class GcpKms:
+class GcpKms(BaseKeystore[GcpKmsSettings]):
     """A Cloud KMS key as a `Keystore`."""
 
+    SERVICE = "Cloud KMS"
+
     def __init__(self, name: str, settings: GcpKmsSettings) -> None:
-        self._name = name
-        self._settings = settings
+        super().__init__(name, settings)
         self._opened: kms_v1.KeyManagementServiceClient | None = None
 
     def describe(self) -> KeyRef:
@@ -111,14 +108,11 @@ class GcpKms:
             raise self._error(_STATES.get(state, KeystoreUnavailable), f"primary version is {state}")
         return self._key_ref(key.primary.name)
 
-    def wrap(self, dek: bytes, context: Context) -> WrappedKey:
-        """Encrypt: 32 bytes become a little over 100.
+    def _is_own(self, key: KeyRef) -> bool:
+        return key.key_id == self._settings.key_name
 
-        Raises:
-            KeystoreError: see the tables in this module.
-        """
-        if len(dek) != DEK_BYTES:
-            raise ValueError(f"a DEK is {DEK_BYTES} bytes")
+    def _wrap(self, dek: bytes, context: Context) -> WrappedKey:
+        """Encrypt: 32 bytes become a little over 100."""
         aad = context_bytes(context)
         request = kms_v1.EncryptRequest(
             name=self._settings.key_name,
@@ -134,17 +128,8 @@ class GcpKms:
             raise self._error(KeystoreUnavailable, "the answer was damaged on its way (CRC32C)")
         return WrappedKey(answer.ciphertext, self._key_ref(answer.name))
 
-    def unwrap(self, wrapped: bytes, context: Context, key: KeyRef) -> bytes:
-        """Decrypt; Google takes the version from the ciphertext.
-
-        Raises:
-            CiphertextInvalid: the key recorded is not the configured one, or Decrypt says INVALID_ARGUMENT.
-            KeystoreError: see the tables in this module.
-        """
-        if key.key_id != self._settings.key_name:
-            raise self._error(CiphertextInvalid, "was wrapped by another key than the configured one")
-        if not 0 < len(wrapped) <= MAX_CIPHERTEXT_BYTES:
-            raise self._error(CiphertextInvalid, "no wrapped DEK has this length")
+    def _unwrap(self, wrapped: bytes, context: Context, key: KeyRef) -> bytes:
+        """Decrypt; Google takes the version from the ciphertext, and says INVALID_ARGUMENT of what it cannot open."""
         aad = context_bytes(context)
         request = kms_v1.DecryptRequest(
             name=self._settings.key_name,
@@ -159,8 +144,6 @@ class GcpKms:
         )
         if answer.plaintext_crc32c != crc32c(answer.plaintext):
             raise self._error(KeystoreUnavailable, "the answer was damaged on its way (CRC32C)")
-        if len(answer.plaintext) != DEK_BYTES:
-            raise self._error(CiphertextInvalid, f"does not hold {DEK_BYTES} bytes")
         return bytes(answer.plaintext)
 
     def _key_ref(self, version_name: str) -> KeyRef:
@@ -220,9 +203,6 @@ class GcpKms:
         if http in (408, 409, 499):
             kind = KeystoreUnavailable
         return self._error(kind, status or f"HTTP {http}")
-
-    def _error(self, kind: type[MasterKeyError], what: str) -> MasterKeyError:
-        return kind(f"keystore {self._name} (Cloud KMS): {what}", subject=self._name)
 
 
 def _enum_name(value: int) -> str:

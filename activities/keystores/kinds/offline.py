@@ -18,9 +18,16 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, model_validator
 
 from activities.crypto.age_wrap import check_recipient, key_id, wrap_dek
-from activities.crypto.context import Context, unbind_context
+from activities.crypto.context import Context
 from activities.keystores.kinds import age_keys
-from activities.keystores.kinds.base import KeyRef, KeystoreSettings, SecretReference, WrappedKey
+from activities.keystores.kinds.base import (
+    BaseKeystore,
+    KeyRef,
+    KeystoreSettings,
+    SecretReference,
+    WrappedKey,
+    secret_reference,
+)
 from workflows.contracts.trust.errors import CiphertextInvalid, ConfigurationInvalid, MasterKeyError
 
 
@@ -42,13 +49,16 @@ class OfflineSettings(KeystoreSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> OfflineSettings:
-        if self.passphrase_env is not None and self.passphrase_file is not None:
-            raise ValueError("set only one of passphrase_env and passphrase_file")
-        if self.identity_file is None and (self.passphrase_env is not None or self.passphrase_file is not None):
+        if self.reference is not None and self.identity_file is None:
             raise ValueError("a passphrase is for identity_file: set it too")
         if self.endpoint is not None or self.ca_file is not None:
             raise ValueError("an offline keystore connects to nothing: leave out endpoint and ca_file")
         return self
+
+    @property
+    def reference(self) -> SecretReference | None:
+        """Where the passphrase is to be read; None if it is to be typed."""
+        return secret_reference("passphrase", self.passphrase_env, self.passphrase_file)
 
     def passphrase(self, name: str) -> str:
         """The passphrase of `identity_file`: as referred to, or typed on the terminal.
@@ -56,17 +66,18 @@ class OfflineSettings(KeystoreSettings):
         Raises:
             ConfigurationInvalid: there is none, and no terminal.
         """
-        if self.passphrase_env is None and self.passphrase_file is None:
+        if self.reference is None:
             return age_keys.ask_passphrase(f"Passphrase of the age key of {name}: ")
-        return SecretReference(env=self.passphrase_env, file=self.passphrase_file).read(f"keystore {name}")
+        return self.reference.read(f"keystore {name}")
 
 
-class Offline:
+class Offline(BaseKeystore[OfflineSettings]):
     """An age key as a `Keystore`."""
 
+    SERVICE = "offline"
+
     def __init__(self, name: str, settings: OfflineSettings) -> None:
-        self._name = name
-        self._settings = settings
+        super().__init__(name, settings)
         self._key = KeyRef(key_id(settings.recipient))
 
     def describe(self) -> KeyRef:
@@ -79,32 +90,20 @@ class Offline:
         self.identity()
         return self._key
 
-    def wrap(self, dek: bytes, context: Context) -> WrappedKey:
-        """Encrypt to the recipient, without the identity: 32 bytes become 280 to 500.
+    def _is_own(self, key: KeyRef) -> bool:
+        return key == self._key
 
-        Raises:
-            ConfigurationInvalid: the recipient cannot be encrypted to.
-        """
+    def _wrap(self, dek: bytes, context: Context) -> WrappedKey:
+        """Encrypt to the recipient, without the identity: 32 bytes become 280 to 500."""
         return WrappedKey(wrap_dek(self._settings.recipient, dek, context), self._key, "age-x25519")
 
-    def unwrap(self, wrapped: bytes, context: Context, key: KeyRef) -> bytes:
-        """Decrypt with the identity.
-
-        Raises:
-            CiphertextInvalid: another key is recorded, the ciphertext is altered, or the context is another one.
-            ConfigurationInvalid, KeystoreAccessDenied: as `describe`.
-        """
-        if key != self._key:
-            raise self._error(CiphertextInvalid, "was wrapped by another key than the configured one")
+    def _unwrap(self, wrapped: bytes, context: Context, key: KeyRef) -> bytes:
         identity = self.identity()
         try:
             plain = identity.decrypt(wrapped)
         except ValueError as error:
             raise self._error(CiphertextInvalid, f"does not decrypt: {error}") from None
-        dek = unbind_context(plain, context)
-        if dek is None:
-            raise self._error(CiphertextInvalid, "was wrapped with another context")
-        return dek
+        return self._unbind(plain, context)
 
     def identity(self) -> age_keys.AgeIdentity:
         """The secret key: for this module, and for printing it on paper.
@@ -131,6 +130,3 @@ class Offline:
                 "use the identity of this keystore's own recipient",
             )
         return identity
-
-    def _error(self, kind: type[MasterKeyError], what: str, next_step: str = "") -> MasterKeyError:
-        return kind(f"keystore {self._name} (offline): {what}", next_step=next_step, subject=self._name)

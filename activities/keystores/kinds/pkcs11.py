@@ -35,9 +35,9 @@ from pkcs11 import MGF, Attribute, GCMParams, KeyType, Mechanism, ObjectClass, T
 from pkcs11.types import Object, Session, Token
 from pydantic import Field, StringConstraints, model_validator
 
-from activities.crypto.context import Context, bind_context, context_bytes, unbind_context
+from activities.crypto.context import Context, bind_context, context_bytes
 from activities.crypto.envelope import DEK_BYTES
-from activities.keystores.kinds.base import KeyRef, KeystoreSettings, SecretReference, WrappedKey
+from activities.keystores.kinds.base import BaseKeystore, KeyRef, KeystoreSettings, SecretReference, WrappedKey
 from workflows.contracts.trust.errors import (
     CiphertextInvalid,
     ConfigurationInvalid,
@@ -161,12 +161,10 @@ class _Key:
     version: str
 
 
-class Pkcs11Keystore:
+class Pkcs11Keystore(BaseKeystore[Pkcs11Settings]):
     """A key in an HSM as a `Keystore`."""
 
-    def __init__(self, name: str, settings: Pkcs11Settings) -> None:
-        self._name = name
-        self._settings = settings
+    SERVICE = "PKCS#11"
 
     def describe(self) -> KeyRef:
         """Find the key: `pkcs11:serial=...;id=...;type=...` (RFC 7512), if it may be used and cannot leave.
@@ -178,14 +176,12 @@ class Pkcs11Keystore:
         """
         return self._on_token(lambda token, key: _reference(_serial(token), key))
 
-    def wrap(self, dek: bytes, context: Context) -> WrappedKey:
-        """Encrypt: 32 bytes become 61 under an AES key, 257 and more under an RSA key.
+    def _is_own(self, key: KeyRef) -> bool:
+        # Only the token knows its serial number: `_unwrap` compares.
+        return True
 
-        Raises:
-            KeystoreError: see the tables in this module.
-        """
-        if len(dek) != DEK_BYTES:
-            raise ValueError(f"a DEK is {DEK_BYTES} bytes")
+    def _wrap(self, dek: bytes, context: Context) -> WrappedKey:
+        """Encrypt: 32 bytes become 61 under an AES key, 257 and more under an RSA key."""
 
         def encrypt(token: Token, key: _Key) -> WrappedKey:
             if key.is_rsa:
@@ -200,15 +196,7 @@ class Pkcs11Keystore:
 
         return self._on_token(encrypt)
 
-    def unwrap(self, wrapped: bytes, context: Context, key: KeyRef) -> bytes:
-        """Decrypt with exactly the key that was recorded.
-
-        Raises:
-            CiphertextInvalid: another key is recorded, the ciphertext is altered, or the context is another one.
-            KeyNotFound: the key was made anew under its old id.
-            KeystoreError: see the tables in this module.
-        """
-
+    def _unwrap(self, wrapped: bytes, context: Context, key: KeyRef) -> bytes:
         def decrypt(token: Token, found: _Key) -> bytes:
             serials = (_serial(token), *self._settings.former_serials)
             if key.key_id not in [_reference(serial, found).key_id for serial in serials]:
@@ -217,10 +205,7 @@ class Pkcs11Keystore:
                 raise self._error(KeyNotFound, "the key was made anew since it wrapped this")
             form, data = wrapped[:1], wrapped[1:]
             if found.is_rsa and form in _OAEP and len(data) == len(found.opens[Attribute.MODULUS]):
-                dek = unbind_context(self._decrypt(found, *_oaep(form), data), context)
-                if dek is None:
-                    raise self._error(CiphertextInvalid, "was wrapped with another context")
-                return dek
+                return self._unbind(self._decrypt(found, *_oaep(form), data), context)
             if not found.is_rsa and form == GCM_FORMAT and len(data) == _IV_BYTES + DEK_BYTES + _TAG_BYTES:
                 return self._decrypt(found, *_gcm(data[:_IV_BYTES], context), data[_IV_BYTES:])
             raise self._error(CiphertextInvalid, "no wrapped DEK has this form and length")
@@ -327,9 +312,6 @@ class Pkcs11Keystore:
         kind = next((kind for kind, causes in _KINDS.items() if isinstance(error, causes)), KeystoreUnavailable)
         hint = "compare mechanism and oaep_hash with what the token can do" if kind is ConfigurationInvalid else ""
         return self._error(kind, type(error).__name__, hint)
-
-    def _error(self, kind: type[MasterKeyError], what: str, next_step: str = "") -> MasterKeyError:
-        return kind(f"keystore {self._name} (PKCS#11): {what}", next_step=next_step, subject=self._name)
 
 
 def _serial(token: Token) -> str:

@@ -27,8 +27,15 @@ import requests
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from activities.crypto.context import Context, context_bytes
-from activities.crypto.envelope import DEK_BYTES
-from activities.keystores.kinds.base import KeyRef, KeystoreSettings, SecretReference, WrappedKey, protected_url
+from activities.keystores.kinds.base import (
+    BaseKeystore,
+    KeyRef,
+    KeystoreSettings,
+    SecretReference,
+    WrappedKey,
+    protected_url,
+    secret_reference,
+)
 from workflows.contracts.trust.canonical import decode64, encode64
 from workflows.contracts.trust.errors import (
     CiphertextInvalid,
@@ -112,8 +119,8 @@ class TransitSettings(KeystoreSettings):
         url = urlsplit(self.address)
         if url.scheme not in _PORTS or not url.hostname or url.query or url.fragment or url.username:
             raise ValueError("address is not the URL of a server")
-        if self.auth == "token" and self.token_env is not None and self.token_file is not None:
-            raise ValueError("set only one of token_env and token_file")
+        if self.auth == "token":
+            secret_reference("token", self.token_env, self.token_file)
         if self.auth == "approle" and (
             not self.role_id or (self.secret_id_env is None) == (self.secret_id_file is None)
         ):
@@ -140,12 +147,10 @@ class TransitSettings(KeystoreSettings):
         return SecretReference(env=self.token_env or (None if self.token_file else "BAO_TOKEN"), file=self.token_file)
 
 
-class Transit:
+class Transit(BaseKeystore[TransitSettings]):
     """A Transit key as a `Keystore`."""
 
-    def __init__(self, name: str, settings: TransitSettings) -> None:
-        self._name = name
-        self._settings = settings
+    SERVICE = "Transit"
 
     def describe(self) -> KeyRef:
         """Read the key: its id and latest version, if it is of the right type and not deleted.
@@ -157,14 +162,11 @@ class Transit:
         """
         return self._describe(self._login())
 
-    def wrap(self, dek: bytes, context: Context) -> WrappedKey:
-        """Encrypt: 32 bytes become about 90, ASCII.
+    def _is_own(self, key: KeyRef) -> bool:
+        return key.key_id == self._settings.key_id
 
-        Raises:
-            KeystoreError: see the tables in this module.
-        """
-        if len(dek) != DEK_BYTES:
-            raise ValueError(f"a DEK is {DEK_BYTES} bytes")
+    def _wrap(self, dek: bytes, context: Context) -> WrappedKey:
+        """Encrypt: 32 bytes become about 90, ASCII."""
         client = self._login()
         self._describe(client)
         data = self._call(
@@ -181,15 +183,7 @@ class Transit:
             raise self._error(KeystoreUnavailable, "the answer has no ciphertext")
         return WrappedKey(wrapped, KeyRef(self._settings.key_id, version))
 
-    def unwrap(self, wrapped: bytes, context: Context, key: KeyRef) -> bytes:
-        """Decrypt with exactly the version that was recorded.
-
-        Raises:
-            CiphertextInvalid: another key or version is recorded, or Transit says so.
-            KeystoreError: see the tables in this module.
-        """
-        if key.key_id != self._settings.key_id:
-            raise self._error(CiphertextInvalid, "was wrapped by another key than the configured one")
+    def _unwrap(self, wrapped: bytes, context: Context, key: KeyRef) -> bytes:
         if not key.key_version or _version(wrapped) != key.key_version:
             raise self._error(CiphertextInvalid, "is not of the key version that was recorded")
         client = self._login()
@@ -202,12 +196,9 @@ class Transit:
             )
         )
         try:
-            dek = decode64(str(data.get("plaintext", "")))
+            return decode64(str(data.get("plaintext", "")))
         except ValueError:
-            dek = b""
-        if len(dek) != DEK_BYTES:
-            raise self._error(CiphertextInvalid, f"does not hold {DEK_BYTES} bytes")
-        return dek
+            return b""
 
     def _describe(self, client: hvac.Client) -> KeyRef:
         transit, settings = client.secrets.transit, self._settings
@@ -229,9 +220,9 @@ class Transit:
             # Never None: hvac would look for a token in its own variables and files.
             token=secret if settings.auth == "token" else "",
             namespace=settings.namespace,
-            verify=str(settings.ca_file) if settings.ca_file else True,
+            verify=settings.authority,
             # hvac hands this to requests, which takes a pair too: to connect, and to wait for data.
-            timeout=(settings.timeout_seconds / 4, settings.timeout_seconds * 3 / 4),  # type: ignore[arg-type]
+            timeout=settings.timeouts,  # type: ignore[arg-type]
         )
         if settings.auth != "token":
             client.token = self._token(client, secret)
@@ -276,9 +267,6 @@ class Transit:
             if isinstance(error, raised):
                 return self._error(kind, what)
         return self._error(KeystoreUnavailable, "unexpected HTTP status")
-
-    def _error(self, kind: type[MasterKeyError], what: str) -> MasterKeyError:
-        return kind(f"keystore {self._name} (Transit): {what}", subject=self._name)
 
 
 def _version(wrapped: bytes) -> str:
