@@ -12,12 +12,14 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+from temporalio import workflow
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
@@ -31,10 +33,14 @@ from activities.oneshot.process import Pool
 from activities.roster import HostTerms
 from activities.strongroom.activities import TARGET as STRONGROOM_TARGET
 from activities.strongroom.activities import StrongroomActivities
+from workers import builds
+from workers.builds import NEW_BUILDS, Release
 from workers.client import ceremonies as ceremony_client
+from workers.client import running
 from workers.config import Configuration
 from workers.connection import connect
-from workflows.catalogue import WORKFLOWS, sandbox
+from workers.runner import StrictRunner
+from workflows.catalogue import EVERYTHING, sandbox
 from workflows.contracts import names
 from workflows.contracts.trust.errors import ConfigurationInvalid
 from workflows.contracts.trust.signatures import fingerprint
@@ -47,8 +53,13 @@ _SLOTS, _SESSION_SLOTS = 64, 2000
 _log = logging.getLogger(__name__)
 
 
-async def run_orchestrator(configuration: Configuration) -> None:
-    """Workflows and the ledger. Has the database, and no credentials of any keystore."""
+async def run_orchestrator(configuration: Configuration, how: Release = NEW_BUILDS) -> None:
+    """Workflows and the ledger. Has the database, and no credentials of any keystore.
+
+    Args:
+        configuration: with [ledger].
+        how: whether this build becomes the one on which new ceremonies begin.
+    """
     # Here and not above: the other roles have no database, and need no library for one.
     from activities.ledger.activities import LedgerActivities
     from activities.ledger.store.ledger import Ledger
@@ -59,19 +70,40 @@ async def run_orchestrator(configuration: Configuration) -> None:
     ledger.check()
     client = await connect(_metrics(configuration))
     await _check_search_attributes(client)
+    before = await builds.known_builds(client) if how.versioned else await builds.check_unversioned(client)
     await ceremony_client.schedule_collector(client)
     with ThreadPoolExecutor(max_workers=8, thread_name_prefix="ledger") as threads:
-        activities = LedgerActivities(ledger, roster, configuration.bundle_places())
-        worker = Worker(
-            client,
-            task_queue=names.ORCHESTRATOR_QUEUE,
-            workflows=WORKFLOWS,
-            activities=activities.all(),
-            activity_executor=threads,
-            workflow_runner=sandbox(),
-            graceful_shutdown_timeout=_GRACE,
-        )
-        await _run_until_signalled("orchestrator", [worker])
+        activities = LedgerActivities(ledger, roster, configuration.bundle_places(), running.ended(client))
+        worker = orchestrator_worker(client, activities.all(), threads, versioned=how.versioned)
+        await _run_until_signalled("orchestrator", [worker], lambda: _release(client, how, before))
+
+
+def orchestrator_worker(
+    client: Client, activities: Sequence[Callable[..., Any]], threads: ThreadPoolExecutor, *, versioned: bool = True
+) -> Worker:
+    """The worker that runs all workflows, and the ledger's activities.
+
+    Without versioning a ceremony whose code has changed meanwhile fails, which the client says in one line; with it
+    that happens to no ceremony, because each stays on its build.
+    """
+    return Worker(
+        client,
+        task_queue=names.ORCHESTRATOR_QUEUE,
+        workflows=EVERYTHING,
+        activities=activities,
+        activity_executor=threads,
+        workflow_runner=StrictRunner(sandbox(), versioned=versioned),
+        workflow_failure_exception_types=[] if versioned else [workflow.NondeterminismError],
+        deployment_config=builds.worker_config(versioned=versioned),
+        graceful_shutdown_timeout=_GRACE,
+    )
+
+
+async def _release(client: Client, how: Release, before: Sequence[builds.Build]) -> None:
+    if how.versioned:
+        _log.info("%s", await builds.release(client, how, before))
+    else:
+        _log.info("build %s runs without worker versioning", builds.build_id())
 
 
 async def run_strongroom(configuration: Configuration) -> None:
@@ -147,7 +179,9 @@ def _activity_worker(client: Client, queue: str, activities: Sequence[object], *
     )
 
 
-async def _run_until_signalled(role: str, workers: Sequence[Worker]) -> None:
+async def _run_until_signalled(
+    role: str, workers: Sequence[Worker], begin: Callable[[], Awaitable[None]] | None = None
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -155,6 +189,8 @@ async def _run_until_signalled(role: str, workers: Sequence[Worker]) -> None:
     async with AsyncExitStack() as stack:
         for worker in workers:
             await stack.enter_async_context(worker)
+        if begin is not None:
+            await begin()
         _log.info("%s %s", READY, role)
         await stop.wait()
         _log.info("shutting down: %s", role)

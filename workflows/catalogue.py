@@ -11,7 +11,7 @@ from workflows.recover import DisasterRecoveryWorkflow
 from workflows.reshard import ReshardWorkflow
 from workflows.seal import HoldWorkflow, SealWorkflow
 from workflows.unseal import UnsealWorkflow
-from workflows.upkeep import CollectWorkflow, ReportWorkflow, SurveyWorkflow
+from workflows.upkeep import CollectWorkflow, ReportWorkflow, SurveyWorkflow, UnknownWorkflow
 
 WORKFLOWS = (
     InitWorkflow,
@@ -26,6 +26,20 @@ WORKFLOWS = (
     SurveyWorkflow,
     ReportWorkflow,
 )
+GATED = (
+    SealWorkflow,
+    HoldWorkflow,
+    OrderWorkflow,
+    DrillWorkflow,
+    CollectWorkflow,
+    SurveyWorkflow,
+    ReportWorkflow,
+)
+"""Those that must always run on the newest code; it changes only behind `workflow.patched`. All others are pinned to
+the build that began them. See `workflows/README.md`.
+"""
+EVERYTHING = (*WORKFLOWS, UnknownWorkflow)
+"""What an orchestrator registers: a start of another type is refused by a workflow too."""
 PASSED_THROUGH = (
     "annotated_types",
     "cryptography",

@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import RawValue, RetryPolicy
 
 from workflows.calls.concurrency import gather
 from workflows.calls.failures import as_failure
@@ -22,7 +23,7 @@ from workflows.contracts.messages.report import Report, ReportRequest
 from workflows.contracts.messages.requests import CollectRequest, SurveyRequest
 from workflows.contracts.messages.results import SurveyResult
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.errors import MasterKeyError
+from workflows.contracts.trust.errors import MasterKeyError, NotKnown
 
 _TIMEOUT = timedelta(seconds=15)
 
@@ -89,3 +90,19 @@ class ReportWorkflow:
         except MasterKeyError as error:
             # As one of our errors, so that a corrupt ledger is told from one that does not answer.
             raise as_failure(error) from None
+
+
+@workflow.defn(dynamic=True)
+class UnknownWorkflow:
+    """A start of a type that is none of ours: it fails, where it would hold its workflow id and wait for ever."""
+
+    @workflow.run
+    async def run(self, args: Sequence[RawValue]) -> None:
+        """Fail with the type of one of our errors."""
+        kind = workflow.info().workflow_type[:100]
+        raise as_failure(
+            NotKnown(
+                f"this orchestrator knows no workflow of type {kind!r}",
+                next_step="use a command line of the orchestrator's version or an older one",
+            )
+        )

@@ -48,6 +48,7 @@ from workflows.contracts.trust.protection import Manifest
 ABANDONED = "ended from outside before it was done"
 """What stands in the record of a ceremony that did not close itself."""
 
+_MOST_OPEN = 100_000
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -69,17 +70,25 @@ def _translated(function: Callable[P, R]) -> Callable[P, R]:
 class LedgerActivities:
     """Activities over one ledger; they block, and run in threads."""
 
-    def __init__(self, ledger: Ledger, roster: RosterSource, places: Sequence[Place] = ()) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        roster: RosterSource,
+        places: Sequence[Place] = (),
+        ended: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         """Prepare.
 
         Args:
             ledger: upgraded.
             roster: of this host.
             places: where bundles are written to.
+            ended: whether a ceremony's workflow has ended, as Temporal says; asked in threads.
         """
         self._ledger = ledger
         self._roster = roster
         self._places = places
+        self._ended = ended
 
     def all(self) -> Sequence[Callable[..., Any]]:
         """Everything to register with a Temporal worker."""
@@ -113,7 +122,9 @@ class LedgerActivities:
             phase="planning",
             opened_at=request.opened_at,
         )
-        body = {"request": request.request.model_dump() if request.request else None}
+        body: dict[str, Any] = {"request": request.request.model_dump() if request.request else None}
+        if request.build is not None:
+            body["build"] = request.build
         if outcome := self._ledger.open_ceremony(record, body).outcome:
             # To the ledger a repeated activity, but a ceremony that was started again within a second of its start.
             raise CeremonyEnded(f"ceremony {request.ceremony} is over already: {outcome}", subject=request.ceremony)
@@ -213,7 +224,13 @@ class LedgerActivities:
     @activity.defn(name=names.COLLECT)
     @_translated
     def collect(self, request: Collect) -> Collected:
-        """Discard what ended ceremonies left staged, and destroy what was kept for long enough."""
+        """Discard what ended ceremonies left staged, and destroy what was kept for long enough.
+
+        Ceremonies that were ended from outside, or that no build could go on with, are closed first.
+        """
+        for record in self._ledger.ceremonies(open_only=True, limit=_MOST_OPEN):
+            if record.opened_at < request.older_than and self._ended(record.ceremony):
+                self._abandon(record.ceremony)
         discarded = self._ledger.collect_staged(request.older_than)
         for ceremony in discarded:
             self._ledger.discard_staged(ceremony)
@@ -270,11 +287,14 @@ class LedgerActivities:
     def _close_abandoned(self, request: BeginCeremony) -> None:
         for record in self._ledger.ceremonies(request.master_key, open_only=True):
             if record.action in names.CHANGING and record.ceremony != request.ceremony:
-                self._ledger.discard_staged(record.ceremony)
-                try:
-                    self._ledger.close_ceremony(record.ceremony, "failed", ABANDONED)
-                except LedgerConflict:
-                    activity.logger.info("ceremony %s closed meanwhile", record.ceremony)
+                self._abandon(record.ceremony)
+
+    def _abandon(self, ceremony: str) -> None:
+        self._ledger.discard_staged(ceremony)
+        try:
+            self._ledger.close_ceremony(ceremony, "failed", ABANDONED)
+        except LedgerConflict:
+            activity.logger.info("ceremony %s closed meanwhile", ceremony)
 
 
 def _new(events: Sequence[Event]) -> list[NewEvent]:

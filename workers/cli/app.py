@@ -17,6 +17,7 @@ import typer
 from activities.oneshot.installed import run_only_installed_code
 from workers.cli import (
     audit,
+    builds,
     bundle,
     ceremonies,
     contribute,
@@ -31,7 +32,7 @@ from workers.cli import (
     seal,
     unseal,
 )
-from workers.output import OPTIONS, refuse
+from workers.output import OPTIONS, answer, refuse, say
 from workflows.contracts.trust.errors import MasterKeyError
 
 app = typer.Typer(
@@ -47,13 +48,20 @@ app = typer.Typer(
 def _options(
     config: Annotated[Path, typer.Option("--config", help="The configuration file.")] = Path("masterkey.toml"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Say which version, build and code this is.")] = False,
 ) -> None:
     """Options of every command; they may also stand after its name."""
     OPTIONS.config, OPTIONS.json = config, as_json
+    if version:
+        raise typer.BadParameter("--version stands alone")
 
 
 app.command("demo")(demo.demo)
 app.command("dev")(demo.dev)
+run_workers.worker_app.command("builds")(builds.builds)
+run_workers.worker_app.command("promote")(builds.promote)
+ceremonies.app.command("end")(builds.end)
+ceremonies.app.command("move")(builds.move)
 app.add_typer(run_workers.worker_app, name="worker")
 app.add_typer(run_workers.ledger_app, name="ledger")
 app.add_typer(roster.app, name="roster")
@@ -99,12 +107,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
         run_only_installed_code()
-        app(args=hoist(sys.argv[1:] if arguments is None else arguments), prog_name="masterkey")
+        words = hoist(sys.argv[1:] if arguments is None else arguments)
+        if [word for word in words if word != "--json"] == ["--version"]:
+            OPTIONS.json = "--json" in words
+            _say_version()
+        else:
+            app(args=words, prog_name="masterkey")
     except MasterKeyError as error:
         refuse(error)
         _exit(1)
     except SystemExit as ended:
         _exit(ended.code if isinstance(ended.code, int) else 1)
+
+
+def _say_version() -> None:
+    from workers.builds import build_id, product_version, software
+
+    data = {"version": product_version(), "build": build_id(), "code": software()}
+
+    def text() -> None:
+        say(f"masterkey {data['version']}")
+        say(f"build {data['build']}   (the workflow code: ceremonies stay on the build that began them)")
+        say(f"code {data['code']}    (everything installed: signed into the manifests that a strongroom makes)")
+
+    answer(data, text)
 
 
 def _exit(code: int) -> NoReturn:

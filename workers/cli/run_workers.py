@@ -13,11 +13,29 @@ ledger_app = typer.Typer(help="The ledger's database.", no_args_is_help=True)
 
 
 @worker_app.command()
-def orchestrator() -> None:
+def orchestrator(
+    promote: Annotated[
+        bool | None,
+        typer.Option(
+            "--promote/--no-promote",
+            help="Make this build current, so that new ceremonies begin on it; by default if it is new to Temporal.",
+        ),
+    ] = None,
+    ramp: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Give it this percentage of new ceremonies instead.")
+    ] = None,
+    unversioned: Annotated[
+        bool, typer.Option("--unversioned", help="Without worker versioning: an upgrade ends ceremonies that wait.")
+    ] = False,
+) -> None:
     """Workflows and the ledger: has the database, and no credentials."""
+    from workers.builds import Release
     from workers.roles import run_orchestrator
 
-    run(run_orchestrator(OPTIONS.load()))
+    if unversioned and (promote is not None or ramp is not None):
+        raise typer.BadParameter("--unversioned goes with neither --promote nor --ramp")
+    how = Release(versioned=not unversioned, promote=promote, ramp=ramp)
+    run(run_orchestrator(OPTIONS.load(), how))
 
 
 @worker_app.command()

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -24,11 +25,13 @@ from temporalio.client import (
     WorkflowFailureError,
     WorkflowHandle,
     WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
 )
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from workers.client import running
 from workflows.calls.failures import from_failure
 from workflows.contracts import names
 from workflows.contracts.messages.ledger import Collected
@@ -57,6 +60,7 @@ from workflows.contracts.trust.errors import (
     MasterKeyError,
     NotKnown,
     PlanInvalid,
+    Unserved,
 )
 from workflows.contracts.trust.keystore import StateStatement
 from workflows.contracts.trust.signatures import open_signed
@@ -91,10 +95,31 @@ async def start(client: Client, workflow: str, request: Request) -> WorkflowHand
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
         )
     except WorkflowAlreadyStartedError:
-        raise CeremonyEnded(
-            f"another ceremony is changing {request.master_key} at this moment",
-            next_step=f"see `masterkey ceremony list` and decide it first ({request.master_key})",
-        ) from None
+        raise await _held(client, str(request.ceremony), str(request.master_key)) from None
+
+
+async def _held(client: Client, ceremony_id: str, master_key: str) -> CeremonyEnded:
+    """What holds the workflow id that a ceremony would have had."""
+    workflow_id = names.workflow_id(ceremony_id)
+    try:
+        holder = await running.find(client, workflow_id)
+    except NotKnown:
+        return CeremonyEnded(f"another ceremony was changing {master_key}, and is over", next_step="try again")
+    if not holder.ours:
+        return CeremonyEnded(
+            f"{master_key} cannot be changed: that is held by {holder.describe()}",
+            next_step=f"end it: masterkey ceremony end {workflow_id}",
+        )
+    if await running.deserted(client, holder):
+        return CeremonyEnded(
+            f"{master_key} cannot be changed: {holder.describe()} holds that, and no orchestrator of that build runs",
+            next_step=f"start one, or: masterkey ceremony move {holder.ceremony}, or masterkey ceremony end "
+            f"{holder.ceremony}",
+        )
+    return CeremonyEnded(
+        f"another ceremony is changing {master_key} at this moment: {holder.describe()}",
+        next_step=f"see `masterkey ceremony show {holder.ceremony}` and decide it first",
+    )
 
 
 async def report(client: Client, request: ReportRequest) -> Report:
@@ -172,8 +197,25 @@ async def status(client: Client, ceremony_id: str) -> CeremonyStatus:
 
     Raises:
         NotKnown: Temporal has none of this id.
+        Unserved: no orchestrator of the build that began it runs.
     """
-    return await _status(await ceremony(client, ceremony_id))
+    try:
+        return await _status(await ceremony(client, ceremony_id))
+    except RPCError as error:
+        raise (await _unserved(client, ceremony_id)) or error from None
+
+
+async def _unserved(client: Client, ceremony_id: str) -> Unserved | None:
+    """Why a ceremony does not answer, if that is because its build is gone."""
+    with suppress(NotKnown, RPCError):
+        found = await running.find(client, ceremony_id)
+        if await running.deserted(client, found):
+            return Unserved(
+                f"{ceremony_id} waits for build {found.build}, and no orchestrator of that build runs; nothing is lost",
+                next_step=f"start one, or: masterkey ceremony move {ceremony_id}, or masterkey ceremony end "
+                f"{ceremony_id}",
+            )
+    return None
 
 
 async def _status(handle: WorkflowHandle[Any, Any]) -> CeremonyStatus:
@@ -187,27 +229,56 @@ async def submit(client: Client, ceremony_id: str, signed: Signed) -> SubmitOutc
     Raises:
         ApprovalInvalid, CeremonyEnded: why it does not count.
     """
-    return await update(await ceremony(client, ceremony_id), "submit", signed, SubmitOutcome)
+    return await _update(client, ceremony_id, "submit", signed, SubmitOutcome)
 
 
-async def update(handle: WorkflowHandle[Any, Any], name: str, message: Message, result: type[R]) -> R:
+async def _update(client: Client, ceremony_id: str, name: str, message: Message, result: type[R]) -> R:
+    try:
+        handle = await ceremony(client, ceremony_id)
+    except RPCError as error:
+        raise (await _unserved(client, ceremony_id)) or error from None
+    return await update(handle, name, message, result, why=lambda: _unserved(client, ceremony_id))
+
+
+async def _unknown() -> MasterKeyError | None:
+    return None
+
+
+async def update(
+    handle: WorkflowHandle[Any, Any],
+    name: str,
+    message: Message,
+    result: type[R],
+    *,
+    why: Callable[[], Awaitable[MasterKeyError | None]] = _unknown,
+) -> R:
     """Send an update to a ceremony, again where the server could not take it at that moment.
+
+    Args:
+        handle: of the ceremony.
+        name: of the update.
+        message: its argument.
+        result: of its answer.
+        why: asked where it is not answered; what it gives is raised, and nothing tried again.
 
     Raises:
         CeremonyEnded: the ceremony is over.
+        Unserved: no orchestrator of the build that began it runs.
         MasterKeyError: why it was refused.
     """
     for pause in (0.2, 0.5, 1.0, 2.0, None):
         try:
-            answer: R = await handle.execute_update(name, message, result_type=result)
+            answer: R = await handle.execute_update(name, message, result_type=result, rpc_timeout=_RPC_TIMEOUT)
             return answer
         except WorkflowUpdateFailedError as error:
             raise from_failure(error.cause) from None
-        except RPCError as error:
-            if error.status == RPCStatusCode.NOT_FOUND:
+        except (RPCError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
+            if isinstance(error, RPCError) and error.status == RPCStatusCode.NOT_FOUND:
                 raise CeremonyEnded("the ceremony is over; nothing was changed") from None
+            if known := await why():
+                raise known from None
             # A workflow task or a continue-as-new was in the way: the state deduplicates, so try again.
-            if pause is None or error.status not in _BUSY:
+            if pause is None or (isinstance(error, RPCError) and error.status not in _BUSY):
                 raise
             await asyncio.sleep(pause)
     raise AssertionError("unreachable")
@@ -294,7 +365,7 @@ async def unschedule_drill(client: Client, master_key: str) -> None:
 
 async def replan(client: Client, ceremony_id: str, wish: ChangedPlan) -> str:
     """Give a recovery that waits another plan; answers with its phase. Raises as `update`."""
-    return await update(await ceremony(client, ceremony_id), "replan", wish, str)
+    return await _update(client, ceremony_id, "replan", wish, str)
 
 
 async def hold(client: Client, request: HoldRequest) -> WorkflowHandle[Any, Any]:

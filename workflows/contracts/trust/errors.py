@@ -170,6 +170,13 @@ class SessionLost(MasterKeyError):
     default_next_step = "nothing: a new session is opened"
 
 
+class Unserved(MasterKeyError):
+    """A ceremony does not answer: no orchestrator of the build that began it runs. It waits, and loses nothing."""
+
+    retryable = True
+    default_next_step = "start an orchestrator of that build; see `masterkey worker builds`"
+
+
 class CeremonyEnded(MasterKeyError):
     """The ceremony was rejected, ran out of time or is over already."""
 
