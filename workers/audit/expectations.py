@@ -121,7 +121,9 @@ class Expectations:
             "action": asked.action,
             "opened_at": format_time(asked.opened_at),
         }
-        body = {"request": asked.request.model_dump() if asked.request else None, "opened": opened}
+        body: dict[str, Any] = {"request": asked.request.model_dump() if asked.request else None, "opened": opened}
+        if asked.build is not None:
+            body["build"] = asked.build
         yield _own(call, "ceremony-opened", "", asked.master_key, body)
         if asked.stop is not None:
             yield _own(call, "stop-ordered", f":{asked.stop.digest}", asked.master_key, asked.stop.model_dump())

@@ -87,6 +87,7 @@ class Ceremony(Recorded):
             wanted=self.wanted_of(),
             health=self.health(),
             changes=self.changes,
+            build=self.build,
         )
 
     @property

@@ -7,6 +7,7 @@ point but where something must not be left half done; the record is closed all t
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -49,6 +50,15 @@ _OUTCOMES: dict[str, Outcome] = {
 """How a ceremony ends that fails, by the type of the error; `failed` for any other."""
 
 
+_BUILD = re.compile(r"[0-9][^ ]*-[0-9a-f]{12}")
+
+
+def build_of_this_task() -> str:
+    """The orchestrator's build that does, or did, the present workflow task; empty if its worker named none."""
+    build = workflow.info().get_current_build_id()
+    return build if _BUILD.fullmatch(build) else ""
+
+
 class Recorded:
     """State and record of a running ceremony."""
 
@@ -57,6 +67,7 @@ class Recorded:
         self.action = action
         self.master_key = master_key
         self.phase = "planning"
+        self.build = build_of_this_task()
         self.detail = ""
         self.keystores: dict[str, KeystoreProgress] = {}
         self._events: list[Event] = []
@@ -109,6 +120,7 @@ class Recorded:
                 request=request,
                 stop=stop,
                 opened_at=self.now(),
+                build=self.build or None,
             ),
             Begun,
         )

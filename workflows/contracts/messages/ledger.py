@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from workflows.contracts.messages.protection import StoredProtection
-from workflows.contracts.trust.canonical import Message, Name, Signed, Time
+from workflows.contracts.trust.canonical import Message, Name, Signed, Time, later
 from workflows.contracts.trust.fields import Action, CeremonyId, Index
 
 Outcome = Literal["done", "refused", "failed", "expired"]
@@ -16,7 +16,11 @@ ENDS: tuple[Outcome, ...] = get_args(Outcome)
 
 
 class BeginCeremony(Message):
-    """Open a ceremony in the ledger, and get what its plan is made from."""
+    """Open a ceremony in the ledger, and get what its plan is made from.
+
+    Attributes:
+        build: of the orchestrator that began it.
+    """
 
     ceremony: CeremonyId
     workflow_id: str
@@ -27,6 +31,7 @@ class BeginCeremony(Message):
     request: Signed | None = None
     stop: Signed | None = None
     opened_at: Time
+    build: str | None = later()
 
 
 class LastProof(Message):

@@ -64,6 +64,7 @@ class CeremonyStatus(Message):
     wanted: tuple[str, ...] = ()
     health: tuple[KeystoreHealth, ...] = ()
     changes: tuple[str, ...] = ()
+    build: str = ""
 
 
 class SubmitOutcome(Message):
