@@ -10,29 +10,16 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
 
 from activities.ledger.store.ledger import Ledger
 from tests.commands import QuickStack
+from tests.driving.house import House
+from tests.driving.site import NAMES, SharedTemporal, Site, fresh_names, preload_for_all_roles
 from workers.local.openbao import OpenBao, start_openbao
 from workers.local.process import free_port
 from workers.local.stack import CUSTODIANS, KeystoreSetup, Stack
 
-NAMES = tuple(f"mk-{number}" for number in range(1500))
-"""MasterKeys that the recipient is enrolled for; each test takes fresh ones."""
-
-
-def fresh_names() -> Callable[[], str]:
-    """Whoever calls it gets the next of them."""
-    names = iter(NAMES)
-
-    def take() -> str:
-        # Not StopIteration: a coroutine that raises it says nothing of use.
-        name = next(names, None)
-        assert name is not None, f"the tests need more than {len(NAMES)} MasterKeys: raise NAMES"
-        return name
-
-    return take
+preload_for_all_roles()
 
 
 @dataclass
@@ -86,18 +73,25 @@ class Installation:
             self.stack.masterkey("approve", ceremony, "--key", key, "--yes")
 
 
+def transit_keystores(bao: OpenBao, folder: Path, count: int = 5) -> dict[str, KeystoreSetup]:
+    """So many keystores, `bao-1` and so on: each a Transit key of one OpenBao, with a token for that key alone."""
+    found = {}
+    for index in range(1, count + 1):
+        key = f"wrap-{index}"
+        bao.create_key(key)
+        token = bao.write_token(key, folder / f"{key}.token")
+        table = {"type": "transit", "address": bao.service.endpoint, "key_name": key, "token_file": str(token)}
+        found[f"bao-{index}"] = KeystoreSetup(f"bao-{index}", table, backend="OpenBao")
+    return found
+
+
 def start_installation(folder: Path, count: int = 5, *, one_keystore_process: bool = True) -> Installation:
     """Start a stack whose keystores are Transit keys of one OpenBao."""
     bao = start_openbao(folder / "openbao")
     stack = QuickStack(folder, one_keystore_process=one_keystore_process, metrics_port=free_port())
     stack.services["openbao"] = bao.service
     try:
-        for index in range(1, count + 1):
-            key = f"wrap-{index}"
-            bao.create_key(key)
-            token = bao.write_token(key, folder / f"{key}.token")
-            table = {"type": "transit", "address": bao.service.endpoint, "key_name": key, "token_file": str(token)}
-            stack.keystores[f"bao-{index}"] = KeystoreSetup(f"bao-{index}", table, backend="OpenBao")
+        stack.keystores.update(transit_keystores(bao, folder, count))
         stack.start_temporal()
         stack.make_keys()
         stack.make_roster(master_keys=NAMES)
@@ -111,15 +105,37 @@ def start_installation(folder: Path, count: int = 5, *, one_keystore_process: bo
 
 
 @pytest.fixture(scope="session")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """One running installation for all tests that do not break it."""
-    found = start_installation(tmp_path_factory.mktemp("installation"))
+def temporal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedTemporal]:
+    """The one Temporal server, of which every installation takes a namespace."""
+    found = SharedTemporal(tmp_path_factory.mktemp("temporal"))
     yield found
-    found.stack.stop()
+    found.stop()
+
+
+@pytest.fixture(scope="session")
+def installation(tmp_path_factory: pytest.TempPathFactory, temporal: SharedTemporal) -> Iterator[Installation]:
+    """One running installation for all tests that do not break it; its roles run in this process."""
+    folder = tmp_path_factory.mktemp("installation")
+    bao = start_openbao(folder / "openbao")
+    try:
+        keystores = transit_keystores(bao, folder)
+        site = Site.start(folder, temporal, keystores, one_keystore_process=True, metrics_port=free_port())
+    except BaseException:
+        bao.service.stop()
+        raise
+    site.services["openbao"] = bao.service
+    yield Installation(site, bao)
+    site.stop()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def client(installation: Installation) -> AsyncIterator[Client]:
     """A Temporal client, as whoever controls the orchestrator has one."""
-    assert installation.stack.temporal is not None
-    yield await Client.connect(installation.stack.temporal.endpoint, data_converter=pydantic_data_converter)
+    assert isinstance(installation.stack, Site)
+    yield await installation.stack.connect()
+
+
+@pytest.fixture(scope="session")
+def house(installation: Installation, client: Client) -> House:
+    """The installation that all tests share: nothing in it may be broken."""
+    return House.of(installation.stack, client, installation.fresh_name)

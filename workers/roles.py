@@ -7,14 +7,16 @@ on SIGTERM or SIGINT: running activities get ten seconds.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import os
 import secrets
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -46,11 +48,38 @@ from workflows.contracts.trust.errors import ConfigurationInvalid
 from workflows.contracts.trust.signatures import fingerprint
 
 READY = "masterkey worker is ready:"
+Connecting = Callable[[], Awaitable[Client]]
+"""Connects to Temporal."""
 _GRACE = timedelta(seconds=10)
 _THROTTLE = timedelta(milliseconds=500)
 _SPARES = 1
 _SLOTS, _SESSION_SLOTS = 64, 2000
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Role:
+    """The workers of a role, not yet running.
+
+    Attributes:
+        name: for people.
+        workers: the role is ready when all of them run.
+        begun: what is then done once.
+    """
+
+    name: str
+    workers: Sequence[Worker]
+    begun: Callable[[], Awaitable[None]] | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run the workers for as long as the block lasts."""
+        async with AsyncExitStack() as stack:
+            for worker in self.workers:
+                await stack.enter_async_context(worker)
+            if self.begun is not None:
+                await self.begun()
+            yield
 
 
 async def run_orchestrator(configuration: Configuration, how: Release = NEW_BUILDS) -> None:
@@ -60,6 +89,27 @@ async def run_orchestrator(configuration: Configuration, how: Release = NEW_BUIL
         configuration: with [ledger].
         how: whether this build becomes the one on which new ceremonies begin.
     """
+    async with orchestrator(configuration, _connecting(configuration), how) as role:
+        await _run_until_signalled(role)
+
+
+async def run_strongroom(configuration: Configuration) -> None:
+    """Sessions. Has its identity key (read only by each session), no database and no keystore credentials."""
+    async with strongroom(configuration, _connecting(configuration)) as role:
+        await _run_until_signalled(role)
+
+
+async def run_keystores(configuration: Configuration, keystores: Sequence[str]) -> None:
+    """One or more keystores. Has their credentials and identities, and no database."""
+    async with keystore(configuration, keystores, _connecting(configuration)) as role:
+        await _run_until_signalled(role)
+
+
+@asynccontextmanager
+async def orchestrator(
+    configuration: Configuration, connecting: Connecting, how: Release = NEW_BUILDS
+) -> AsyncIterator[Role]:
+    """The orchestrator; its configuration is checked before it connects."""
     # Here and not above: the other roles have no database, and need no library for one.
     from activities.ledger.activities import LedgerActivities
     from activities.ledger.store.ledger import Ledger
@@ -68,14 +118,14 @@ async def run_orchestrator(configuration: Configuration, how: Release = NEW_BUIL
     roster.load()
     ledger = Ledger(configuration.ledger_url())
     ledger.check()
-    client = await connect(_metrics(configuration))
+    client = await connecting()
     await _check_search_attributes(client)
     before = await builds.known_builds(client) if how.versioned else await builds.check_unversioned(client)
     await ceremony_client.schedule_collector(client)
     with ThreadPoolExecutor(max_workers=8, thread_name_prefix="ledger") as threads:
         activities = LedgerActivities(ledger, roster, configuration.bundle_places(), running.ended(client))
         worker = orchestrator_worker(client, activities.all(), threads, versioned=how.versioned)
-        await _run_until_signalled("orchestrator", [worker], lambda: _release(client, how, before))
+        yield Role("orchestrator", [worker], lambda: _release(client, how, before))
 
 
 def orchestrator_worker(
@@ -106,8 +156,9 @@ async def _release(client: Client, how: Release, before: Sequence[builds.Build])
         _log.info("build %s runs without worker versioning", builds.build_id())
 
 
-async def run_strongroom(configuration: Configuration) -> None:
-    """Sessions. Has its identity key (read only by each session), no database and no keystore credentials."""
+@asynccontextmanager
+async def strongroom(configuration: Configuration, connecting: Connecting) -> AsyncIterator[Role]:
+    """A strongroom; its configuration is checked before it connects."""
     source, path = configuration.roster_source(), configuration.path(configuration.need_strongroom().identity)
     public_key = _public_key_of(configuration, path, "[strongroom]")
     entry = source.load().current.strongroom(fingerprint(public_key))
@@ -116,12 +167,8 @@ async def run_strongroom(configuration: Configuration) -> None:
             f"{configuration.source}: the identity {path} is no strongroom's in the roster",
             next_step="see `masterkey roster show`",
         )
-    client, private = (
-        await connect(_metrics(configuration)),
-        f"{names.strongroom_queue(entry.name)}-{secrets.token_hex(8)}",
-    )
+    client, private = await connecting(), f"{names.strongroom_queue(entry.name)}-{secrets.token_hex(8)}"
     pool = Pool(STRONGROOM_TARGET, ("activities.strongroom.session",), spares=_SPARES)
-    await pool.start()
     host = HostTerms(
         identity=str(path),
         roster_file=str(source.file),
@@ -129,17 +176,23 @@ async def run_strongroom(configuration: Configuration) -> None:
         roster_minimum=source.minimum,
     )
     activities = StrongroomActivities(pool, private, host)
-    workers = [
-        _activity_worker(client, names.strongroom_queue(entry.name), activities.shared()),
-        # Every open session occupies a slot while it is held: were they to run out, none could be used.
-        _activity_worker(client, private, activities.private(), slots=_SESSION_SLOTS),
-    ]
-    await _run_until_signalled(f"strongroom {entry.name}", workers)
-    await pool.close()
+    try:
+        await pool.start()
+        workers = [
+            _activity_worker(client, names.strongroom_queue(entry.name), activities.shared()),
+            # Every open session occupies a slot while it is held: were they to run out, none could be used.
+            _activity_worker(client, private, activities.private(), slots=_SESSION_SLOTS),
+        ]
+        yield Role(f"strongroom {entry.name}", workers)
+    finally:
+        await pool.close()
 
 
-async def run_keystores(configuration: Configuration, keystores: Sequence[str]) -> None:
-    """One or more keystores. Has their credentials and identities, and no database."""
+@asynccontextmanager
+async def keystore(
+    configuration: Configuration, keystores: Sequence[str], connecting: Connecting
+) -> AsyncIterator[Role]:
+    """One or more keystores; their configuration is checked before they connect."""
     chain = configuration.roster_source().load()
     all_terms = [configuration.keystore_terms(name) for name in keystores]
     for terms in all_terms:
@@ -151,20 +204,23 @@ async def run_keystores(configuration: Configuration, keystores: Sequence[str]) 
                 f"that the roster gives {terms.name}",
                 next_step="see `masterkey roster show`",
             )
-    client = await connect(_metrics(configuration))
+    client = await connecting()
     os.environ[preload.VARIABLE] = json.dumps({terms.name: terms.settings for terms in all_terms})
     pool = Pool(KEYSTORE_TARGET, (preload.__name__,), spares=_SPARES)
-    await pool.start()
-    workers = [
-        _activity_worker(client, names.keystore_queue(terms.name), KeystoreActivities(pool, terms).all())
-        for terms in all_terms
-    ]
-    await _run_until_signalled(f"keystore {' '.join(keystores)}", workers)
-    await pool.close()
+    try:
+        await pool.start()
+        workers = [
+            _activity_worker(client, names.keystore_queue(terms.name), KeystoreActivities(pool, terms).all())
+            for terms in all_terms
+        ]
+        yield Role(f"keystore {' '.join(keystores)}", workers)
+    finally:
+        await pool.close()
 
 
-def _metrics(configuration: Configuration) -> str | None:
-    return configuration.metrics.listen if configuration.metrics else None
+def _connecting(configuration: Configuration) -> Connecting:
+    listen = configuration.metrics.listen if configuration.metrics else None
+    return functools.partial(connect, listen)
 
 
 def _activity_worker(client: Client, queue: str, activities: Sequence[object], *, slots: int = _SLOTS) -> Worker:
@@ -179,21 +235,15 @@ def _activity_worker(client: Client, queue: str, activities: Sequence[object], *
     )
 
 
-async def _run_until_signalled(
-    role: str, workers: Sequence[Worker], begin: Callable[[], Awaitable[None]] | None = None
-) -> None:
+async def _run_until_signalled(role: Role) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with AsyncExitStack() as stack:
-        for worker in workers:
-            await stack.enter_async_context(worker)
-        if begin is not None:
-            await begin()
-        _log.info("%s %s", READY, role)
+    async with role.running():
+        _log.info("%s %s", READY, role.name)
         await stop.wait()
-        _log.info("shutting down: %s", role)
+        _log.info("shutting down: %s", role.name)
 
 
 def _public_key_of(configuration: Configuration, identity: Path, section: str) -> str:

@@ -12,6 +12,7 @@ from tests.attacker.flows import Ceremonies
 from tests.attacker.orchestrator import Hostile, hostile
 from tests.attacker.people import People
 from tests.conftest import Installation
+from tests.driving.house import House
 from workflows.contracts.messages.protection import StoredProtection
 
 
@@ -22,9 +23,9 @@ def people(installation: Installation) -> People:
 
 
 @pytest.fixture(scope="session")
-def ceremonies(client: Client, people: People) -> Ceremonies:
+def ceremonies(house: House, people: People) -> Ceremonies:
     """Honest ceremonies of the installation."""
-    return Ceremonies(client, people)
+    return Ceremonies(house, people)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.client import Client, WorkflowFailureError
 
 from activities.crypto.hpke import PrivateKey
 from activities.ledger.log.records import EventRecord
 from activities.ledger.store.ledger import Ledger
 from activities.recipient import open_delivery
-from tests.attacker.orchestrator import result_of
 from tests.attacker.people import People, manifest_of
+from tests.driving.house import House
+from tests.driving.reading import Handle, ended
 from tests.world import now
 from workers.client import ceremonies as ceremony_client
 from workflows.contracts.messages.protection import StoredProtection, StoredShard
-from workflows.contracts.messages.requests import InitRequest, ShardRequest, UnsealRequest
+from workflows.contracts.messages.requests import ShardRequest, UnsealRequest
 from workflows.contracts.messages.results import InitResult, UnsealResult
-from workflows.contracts.messages.status import CeremonyStatus
 from workflows.contracts.messages.strongroom import Delivered
 from workflows.contracts.names import new_ceremony_id
 from workflows.contracts.trust.canonical import Signed
 from workflows.contracts.trust.errors import MasterKeyError
-from workflows.contracts.trust.plan import Plan, RecipientRequest, parse_plan
+from workflows.contracts.trust.plan import Plan, RecipientRequest
 
 QUORUM = ("alice", "carol", "dave")
 EVERYBODY = ("alice", "bob", "carol", "dave", "erin")
@@ -50,19 +49,24 @@ class Ended:
 
 @dataclass
 class Ceremonies:
-    """Starts and finishes ceremonies of one installation."""
+    """Ceremonies of one house, by what the attacker sees of them: their documents."""
 
-    client: Client
+    house: House
     people: People
+
+    @property
+    def client(self) -> Client:
+        """A Temporal client, as whoever controls the orchestrator has one."""
+        return self.house.client
 
     @property
     def ledger(self) -> Ledger:
         """The ledger, as the orchestrator has it."""
-        return Ledger(f"sqlite:///{self.people.folder / 'masterkey.db'}")
+        return self.house.ledger
 
     def stored(self, master_key: str) -> StoredProtection:
         """The active protection of a MasterKey, from the ledger."""
-        record = self.ledger.protection(master_key)
+        record = self.house.active(master_key)
         return StoredProtection(
             manifest=Signed(document=record.manifest, signature=record.signature),
             shards=tuple(StoredShard.model_validate(row.model_dump()) for row in record.shards),
@@ -72,24 +76,21 @@ class Ceremonies:
 
     async def start_init(
         self, name: str, mode: str, threshold: int, shards: Sequence[str | tuple[str, tuple[str, ...]]], **fields: Any
-    ) -> tuple[str, WorkflowHandle[Any, Any]]:
+    ) -> tuple[str, Handle]:
         """Start an init; shards are keystores, or keystores with custodians."""
         wanted = [(shard, ()) if isinstance(shard, str) else shard for shard in shards]
-        request = InitRequest(
-            ceremony=new_ceremony_id(name, "init"),
-            master_key=name,
-            mode="sss" if mode == "sss" else "seal",
-            threshold=threshold,
-            shards=tuple(ShardRequest(keystore=keystore, custodians=custodians) for keystore, custodians in wanted),
-            **fields,
-        )
-        return request.ceremony, await ceremony_client.start(self.client, "InitWorkflow", request)
+        rows = tuple(ShardRequest(keystore=keystore, custodians=custodians) for keystore, custodians in wanted)
+        ceremony = new_ceremony_id(name, "init")
+        request = self.house.init_request(name, mode, **{"ceremony": ceremony, "shards": rows, **fields})
+        # Also a threshold that no house would ask for.
+        request = request.model_copy(update={"threshold": threshold})
+        return ceremony, await ceremony_client.start(self.client, "InitWorkflow", request)
 
     async def init(self, name: str, mode: str, threshold: int, shards: Sequence[str]) -> StoredProtection:
         """An honest init, with three approvals."""
         ceremony, handle = await self.start_init(name, mode, threshold, shards)
         await self.approve(ceremony, handle, QUORUM)
-        result = InitResult.model_validate(await result_of(handle))
+        result = InitResult.model_validate(await ended(handle))
         stored = self.stored(name)
         assert stored.manifest.digest == result.manifest.digest
         return stored
@@ -98,7 +99,7 @@ class Ceremonies:
 
     async def start_unseal(
         self, request: RecipientRequest, *, signed: Signed | None = None, master_key: str = ""
-    ) -> WorkflowHandle[Any, Any]:
+    ) -> Handle:
         """Start an unseal with a recipient's request."""
         return await ceremony_client.start(
             self.client,
@@ -117,7 +118,7 @@ class Ceremonies:
         handle = await self.start_unseal(request)
         if approvers:
             await self.approve(request.ceremony, handle, approvers)
-        result = UnsealResult.model_validate(await result_of(handle))
+        result = UnsealResult.model_validate(await ended(handle))
         return self.receive(result.delivered, request, key, stored), result
 
     def receive(
@@ -128,19 +129,9 @@ class Ceremonies:
 
     # --- both -------------------------------------------------------------------------------------------
 
-    async def plan(self, handle: WorkflowHandle[Any, Any]) -> Plan:
-        """The plan of a ceremony, once it waits for its quorum."""
-        for _ in range(400):
-            status: CeremonyStatus = await handle.query("status", result_type=CeremonyStatus)
-            if status.phase == "quorum" and status.plan is not None:
-                return parse_plan(status.plan)
-            assert status.phase == "planning", status
-            await asyncio.sleep(0.025)
-        raise AssertionError("the ceremony did not come to its quorum")
-
-    async def approve(self, ceremony: str, handle: WorkflowHandle[Any, Any], names: Sequence[str]) -> Plan:
+    async def approve(self, ceremony: str, handle: Handle, names: Sequence[str]) -> Plan:
         """Let custodians approve the plan."""
-        plan = await self.plan(handle)
+        plan = await self.house.plan(handle)
         for name in names:
             await ceremony_client.submit(self.client, ceremony, self.people.approval(name, plan))
         return plan
@@ -151,10 +142,10 @@ class Ceremonies:
             decision = self.people.approval(name, plan, decision="reject")
             await ceremony_client.submit(self.client, ceremony, decision)
 
-    async def ended(self, ceremony: str, handle: WorkflowHandle[Any, Any]) -> Ended:
+    async def ended(self, ceremony: str, handle: Handle) -> Ended:
         """Wait until a ceremony has failed; fails if it has released or created anything."""
         try:
-            result = await asyncio.wait_for(result_of(handle), 40)
+            result = await ended(handle, 40)
         except WorkflowFailureError as error:
             events = self.ledger.events(ceremony=ceremony)
             found = Ended(ceremony_client.workflow_error(error), events)

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from temporalio import workflow
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from tests.driving.reading import ended
 from workflows.contracts import names
 from workflows.contracts.messages.keystore import (
     CheckDataKey,
@@ -115,7 +116,7 @@ class Hostile:
         handle = await self.client.start_workflow(
             "Puppet", args=[calls], id=f"attack/{uuid.uuid4()}", task_queue=QUEUE, result_type=list[dict[str, Any]]
         )
-        return [_outcome(found) for found in await result_of(handle)]
+        return [_outcome(found) for found in await ended(handle)]
 
     # --- a keystore worker, asked past the workflow -------------------------------------------------------
 
@@ -282,15 +283,6 @@ class Hostile:
         calls = [self.unwrap(stored, place, authority, opened.announcement) for place in places]
         given = await asyncio.gather(*calls)
         return await self.reshard(opened, authority, stored, given, await self.generate_all(plan, authority, opened))
-
-
-async def result_of(handle: WorkflowHandle[Any, Any]) -> Any:
-    """A workflow's result. The server sometimes forgets a waiting client for 20 s, so this one asks again."""
-    while True:
-        try:
-            return await asyncio.wait_for(handle.result(), 3)
-        except TimeoutError:
-            continue
 
 
 @asynccontextmanager

@@ -136,7 +136,7 @@ async def test_a_running_ceremony_refuses_every_forgery_says_so_and_records_it(
     earlier = await ceremonies.approve(first.ceremony, first_handle, ["alice"])
     request = people.wish(sss, PrivateKey().public_key)
     handle = await ceremonies.start_unseal(request)
-    plan = await ceremonies.plan(handle)
+    plan = await ceremonies.house.plan(handle)
     scene = Scene(people, plan, stranger, people.approval("alice", earlier), earlier)
     for what, forge in FORGERIES.items():
         forged = forge(scene)

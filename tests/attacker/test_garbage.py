@@ -11,10 +11,11 @@ import pytest
 from activities.crypto.hpke import PrivateKey
 from activities.identity import Identity, generate_identity
 from tests.attacker.flows import QUORUM, Ceremonies
-from tests.attacker.orchestrator import Hostile, result_of
+from tests.attacker.orchestrator import Hostile
 from tests.attacker.people import People
 from tests.attacker.test_bad_plans import approved, both_refuse, changed_shard, good_target
 from tests.conftest import Installation
+from tests.driving.reading import ended
 from workers.client import ceremonies as ceremony_client
 from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.messages.report import ReportRequest
@@ -48,7 +49,7 @@ async def test_no_signal_stops_a_ceremony_that_then_gets_its_quorum(
     key = PrivateKey()
     request = people.wish(sss, key.public_key)
     handle = await ceremonies.start_unseal(request)
-    plan = await ceremonies.plan(handle)
+    plan = await ceremonies.house.plan(handle)
     good = people.approval("alice", plan)
     signs: list[Any] = [
         # RFC 8785 has no such integers, and no such time can be turned into UTC.
@@ -75,7 +76,7 @@ async def test_no_signal_stops_a_ceremony_that_then_gets_its_quorum(
     status = await ceremony_client.status(ceremonies.client, request.ceremony)
     assert status.refused_messages == len(signs) + 2
     await ceremonies.approve(request.ceremony, handle, QUORUM)
-    result = UnsealResult.model_validate(await result_of(handle))
+    result = UnsealResult.model_validate(await ended(handle))
     assert len(ceremonies.receive(result.delivered, request, key, sss)) == 32
     history = await handle.fetch_history()
     assert not [event for event in history.events if event.HasField("workflow_task_failed_event_attributes")]

@@ -13,7 +13,6 @@ import pytest
 import pytest_asyncio
 from temporalio import activity, workflow
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
 
 from activities.crypto.hpke import PrivateKey, encrypt_to
 from activities.identity import Identity, generate_identity
@@ -22,8 +21,10 @@ from tests.attacker.orchestrator import Hostile, hostile, impostor
 from tests.attacker.people import People, manifest_of
 from tests.attacker.test_release import scene_of
 from tests.conftest import Installation
+from tests.driving.house import House
+from tests.driving.site import SharedTemporal, Site
 from tests.world import now
-from workers.local.stack import KeystoreSetup, Stack
+from workers.local.stack import KeystoreSetup
 from workflows.contracts import names
 from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.messages.results import UnsealResult
@@ -38,16 +39,6 @@ from workflows.contracts.trust.plan import Plan, RecipientRequest, Target, Targe
 from workflows.contracts.trust.roster import Custodian, Roster
 from workflows.contracts.trust.session import DekResponse, Delivery, SessionAnnouncement, dek_info, delivery_info
 from workflows.contracts.trust.validity import SESSION_LIFETIME
-
-SITE_NAMES = tuple(f"site-{n}" for n in range(20))
-
-
-class Site(Stack):
-    """A stack with a process for each keystore."""
-
-    def roles(self) -> list[str]:
-        """Keystore workers apart, so that each can be replaced by an impostor."""
-        return ["orchestrator", "strongroom", *(f"keystore-{name}" for name in self.keystores)]
 
 
 @dataclass
@@ -64,7 +55,7 @@ class Place:
 
     def without(self, role: str) -> None:
         """Stop a role."""
-        self.site.services[role].kill()
+        self.site.kill(role)
 
     def again(self, role: str) -> None:
         """Start a role again."""
@@ -72,33 +63,28 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def site(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(
+    installation: Installation, temporal: SharedTemporal, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
     """`twin-a` and `twin-b` are two names for one Transit key; `ghost` has a key of its own."""
-    found = Site(tmp_path_factory.mktemp("site"))
+    keystores = {}
     for name, key in (("ghost", "wrap-2"), ("twin-a", "wrap-1"), ("twin-b", "wrap-1")):
         address, token = installation.bao.service.endpoint, installation.folder / f"{key}.token"
         table = {"type": "transit", "address": address, "key_name": key, "token_file": str(token)}
-        found.keystores[name] = KeystoreSetup(name, table, backend="OpenBao")
-    try:
-        found.start_temporal()
-        found.make_keys()
-        found.make_roster(master_keys=SITE_NAMES)
-        found.write_configurations()
-        found.upgrade_ledger()
-        found.start_roles()
-        yield found
-    finally:
-        found.stop()
+        keystores[name] = KeystoreSetup(name, table, backend="OpenBao")
+    # A worker for each keystore, so that each can be replaced by an impostor.
+    found = Site.start(tmp_path_factory.mktemp("site"), temporal, keystores)
+    yield found
+    found.stop()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def place(site: Site) -> AsyncIterator[Place]:
     """The site, and a MasterKey sealed under ghost and twin-a."""
-    assert site.temporal is not None
-    client = await Client.connect(site.temporal.endpoint, data_converter=pydantic_data_converter)
+    client = await site.connect()
     people = People.of(site)
-    ceremonies = Ceremonies(client, people)
-    stored = await ceremonies.init("site-0", "seal", 1, ["ghost", "twin-a"])
+    ceremonies = Ceremonies(House.of(site, client), people)
+    stored = await ceremonies.init("mk-0", "seal", 1, ["ghost", "twin-a"])
     async with hostile(client) as attacker:
         mallory = generate_identity(site.folder / "mallory")
         yield Place(site, people, ceremonies, attacker, client, mallory, stored)
@@ -109,7 +95,7 @@ async def place(site: Site) -> AsyncIterator[Place]:
 
 @pytest.mark.parametrize(("mode", "threshold"), [("seal", 1), ("sss", 2)])
 async def test_two_names_of_one_kms_key_are_not_two_keystores(place: Place, mode: str, threshold: int) -> None:
-    name = {"seal": "site-1", "sss": "site-2"}[mode]
+    name = {"seal": "mk-1", "sss": "mk-2"}[mode]
     ceremony, handle = await place.ceremonies.start_init(name, mode, threshold, ["twin-a", "twin-b"])
     ended = await place.ceremonies.ended(ceremony, handle)
     assert type(ended.error) is PlanInvalid
@@ -124,7 +110,7 @@ async def test_two_names_of_one_kms_key_are_not_two_keystores(place: Place, mode
 @pytest.fixture(scope="class")
 def ghost_is_gone(site: Site) -> Iterator[None]:
     """The real worker of ghost is stopped for as long as its impostors are tried."""
-    site.services["keystore-ghost"].kill()
+    site.kill("keystore-ghost")
     yield
     site.start_role("keystore-ghost")
 
@@ -187,7 +173,7 @@ class TestImpostorsOfAKeystore:
             return place.mallory.sign(said).model_dump()
 
         async with impostor(place.client, names.keystore_queue("ghost"), activities=[describe]):
-            ceremony, handle = await place.ceremonies.start_init("site-3", "seal", 1, ["ghost", "twin-a"])
+            ceremony, handle = await place.ceremonies.start_init("mk-3", "seal", 1, ["ghost", "twin-a"])
             ended = await place.ceremonies.ended(ceremony, handle)
         assert type(ended.error) is ApprovalInvalid
         assert "the key of ghost is not described by its worker" in ended.bodies("ceremony-failed")[0]
@@ -233,7 +219,7 @@ async def test_an_impostor_of_the_strongroom_gets_no_dek(place: Place) -> None:
             request = place.people.wish(place.stored, PrivateKey().public_key)
             handle = await place.ceremonies.start_unseal(request)
             released = await place.ceremonies.ended(request.ceremony, handle)
-            ceremony, handle = await place.ceremonies.start_init("site-4", "seal", 1, ["ghost", "twin-a"])
+            ceremony, handle = await place.ceremonies.start_init("mk-4", "seal", 1, ["ghost", "twin-a"])
             await place.ceremonies.approve(ceremony, handle, QUORUM)
             made = await place.ceremonies.ended(ceremony, handle)
     finally:
@@ -300,8 +286,8 @@ class LyingUnseal:
 
 async def test_the_recipients_command_refuses_a_delivery_that_the_orchestrator_made_up(place: Place) -> None:
     FORGED.update(stored=place.stored, signer=place.mallory)
-    place.site.pin({"site-0": manifest_of(place.stored).kcv})
-    command = ["unseal", "site-0", "--exec", "--", sys.executable, "-c", "print('the program ran')"]
+    place.site.pin({"mk-0": manifest_of(place.stored).kcv})
+    command = ["unseal", "mk-0", "--exec", "--", sys.executable, "-c", "print('the program ran')"]
     place.without("orchestrator")
     try:
         async with impostor(place.client, names.ORCHESTRATOR_QUEUE, workflows=[LyingReport, LyingUnseal]):
@@ -350,7 +336,7 @@ async def test_a_roster_that_its_predecessors_quorum_did_not_sign_is_refused(pla
     repeated = two.model_copy(update={"signatures": (*two.signatures, two.signatures[0], own)})
     try:
         write(place, first, repeated)
-        await refused_everywhere(place, "version 2 is signed by 2 custodians; version 1 demands 3", "site-5")
+        await refused_everywhere(place, "version 2 is signed by 2 custodians; version 1 demands 3", "mk-5")
         good = people.next_version(["alice", "carol", "dave"])
         for versions, says in (
             ((first, RosterVersion(document=two.document, signatures=good.signatures)), "signed by 0 custodians"),
@@ -371,7 +357,7 @@ async def test_a_roster_that_its_predecessors_quorum_did_not_sign_is_refused(pla
 async def test_a_roster_that_was_rolled_back_is_refused_by_every_keystore_that_saw_the_newer_one(place: Place) -> None:
     people, first = place.people, RosterVersion(document=place.people.roster.canonical().decode())
     old = scene_of(people, place.stored)
-    target = people.init_plan(place_target(place), master_key="site-6", ceremony=new_ceremony_id("site-6", "init"))
+    target = people.init_plan(place_target(place), master_key="mk-6", ceremony=new_ceremony_id("mk-6", "init"))
     second = people.next_version(["alice", "bob", "carol"], revoked=(people.custodians["dave"].fingerprint,))
     write(place, first, second)
     people.reread()

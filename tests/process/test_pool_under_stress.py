@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import psutil
 
 from activities.oneshot.process import OneShot, Pool
-from tests.workflows.people import eventually
+from tests.driving.reading import eventually
 from workflows.contracts.trust.errors import SessionLost
 
 HERE = "tests.strongroom.oneshots"

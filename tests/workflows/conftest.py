@@ -10,30 +10,36 @@ import pytest
 import pytest_asyncio
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
-from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
-from tests.conftest import Installation
+from tests.driving.site import SharedTemporal
 from tests.workflows.crashing import Crashes
 from tests.workflows.doubles import Clock
 from tests.workflows.gated import GatedHouse
-from tests.workflows.people import House
 from workflows.contracts import names
 
 
-@pytest.fixture(scope="session")
-def house(installation: Installation, client: Client) -> House:
-    """The installation that all tests share: nothing in it may be broken."""
-    return House.of(installation.stack, client, installation.fresh_name)
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
+async def gated(tmp_path_factory: pytest.TempPathFactory, temporal: SharedTemporal) -> AsyncIterator[GatedHouse]:
+    """An installation of four keystores that may be taken away, whose workers stop at every activity."""
+    found = GatedHouse.start(tmp_path_factory.mktemp("gated"), temporal)
+    found.client = await found.stack.connect()
+    yield found
+    found.stop()
+
+
+APART = ("orchestrator", "strongroom", "keystore-bao-1")
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
-async def gated(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GatedHouse]:
-    """An installation of four keystores whose processes may be killed, and stopped at every activity."""
-    found = GatedHouse.start(tmp_path_factory.mktemp("gated"))
-    assert found.stack.temporal is not None
-    found.client = await Client.connect(found.stack.temporal.endpoint, data_converter=pydantic_data_converter)
+async def apart(tmp_path_factory: pytest.TempPathFactory, temporal: SharedTemporal) -> AsyncIterator[GatedHouse]:
+    """Another, in which one worker of each role is a process of its own: for what only SIGKILL and SIGSTOP show.
+
+    The worker of the other keystores is in the test's process; the fourth keystore is a Key Vault.
+    """
+    found = GatedHouse.start(tmp_path_factory.mktemp("apart"), temporal, vault=True, apart=APART)
+    found.client = await found.stack.connect()
     yield found
     found.stop()
 

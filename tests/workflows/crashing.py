@@ -19,8 +19,10 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowFailureError, WorkflowHistory
 
 from activities.ledger.log.records import ProtectionRecord
-from tests.workflows.gated import Gate, GatedHouse, wait_for_gates
-from tests.workflows.people import Asked, Handle, clean, ended
+from tests.driving.gates import EVERY, Gate, wait_for_gates
+from tests.driving.house import Asked
+from tests.driving.reading import Handle, clean, ended
+from tests.workflows.gated import GatedHouse
 from workers.local.stack import CUSTODIANS
 from workflows.contracts import names
 from workflows.contracts.messages.ledger import ENDS
@@ -239,7 +241,7 @@ class Crashes:
         gated, ceremony = self.gated, names.new_ceremony_id(name, action)
         whose = ceremony if action == "unseal" else name
         # What comes later is asked for only once the ceremony waits for its custodians.
-        gate = Gate(gated.gates / f"{whose}.{boundary.gate}.{boundary.when}", every=True)
+        gate = Gate(gated.gates / f"{whose}.{boundary.gate}.{boundary.when}", EVERY)
         if not boundary.late:
             gate.close()
         asked, before = None, None if action == "init" else gated.active(name)

@@ -17,7 +17,7 @@ from temporalio import activity
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
-from tests.workflows.people import Handle
+from tests.driving.reading import Handle
 from tests.world import CUSTODIAN_OF, KEYSTORES, World
 from workflows import catalogue
 from workflows.calls.failures import as_failure

@@ -17,12 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from temporalio.client import Client, WorkflowFailureError, WorkflowHistory
-from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.client import WorkflowFailureError, WorkflowHistory
 
 from deploy.emulators.fault_proxy import Answer, Rule
-from tests.workflows.gated import GatedHouse, wait_for_gates
-from tests.workflows.people import Handle, ended, eventually
+from tests.driving.gates import wait_for_gates
+from tests.driving.reading import Handle, ended, eventually
+from tests.driving.site import SharedTemporal
+from tests.workflows.gated import GatedHouse
 from workers.client import ceremonies as ceremony_client
 from workers.local.stack import CUSTODIANS, to_toml
 from workflows.contracts import names
@@ -316,10 +317,10 @@ def tidy(workflow_id: str, text: str, folder: str) -> str:
 async def record(folder: Path) -> None:
     """Record everything into a folder."""
     with tempfile.TemporaryDirectory() as temporary:
-        house = GatedHouse.start(Path(temporary))
+        server = SharedTemporal(Path(temporary) / "temporal")
+        house = GatedHouse.start(Path(temporary) / "site", server, vault=True)
         try:
-            assert house.stack.temporal is not None
-            house.client = await Client.connect(house.stack.temporal.endpoint, data_converter=pydantic_data_converter)
+            house.client = await house.stack.connect()
             recorder = Recorder(house, folder)
             sss, seal = await recorder.inits()
             await recorder.unseals(sss, seal)
@@ -330,6 +331,7 @@ async def record(folder: Path) -> None:
             await recorder.offline()
         finally:
             house.stop()
+            server.stop()
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowHistory
 
 from activities.ledger.log.records import EventRecord
-from tests.workflows.people import Handle, House, ended, failure
+from tests.driving.house import House
+from tests.driving.reading import Handle, ended, failure
 from tests.workflows.record_histories import FOLDER, load
 from workers.audit import replay
 from workers.audit.compare import Run, audit_run, compare_with_log

@@ -10,8 +10,8 @@ import pytest
 from temporalio.client import WorkflowUpdateFailedError
 
 from activities.identity import Identity
+from tests.driving.reading import Handle, clean
 from tests.workflows.doubles import Clock, Doubles
-from tests.workflows.people import Handle, clean
 from tests.workflows.test_messages import GARBAGE
 from tests.world import NAMES, World
 from workflows.contracts import names

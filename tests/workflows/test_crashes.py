@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
+from tests.driving.reading import clean, failure
 from tests.workflows.crashing import Crashes
 from tests.workflows.gated import GatedHouse
-from tests.workflows.people import clean, failure
 from workflows.contracts import names
 
 

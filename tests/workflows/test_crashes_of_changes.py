@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from deploy.emulators.fault_proxy import Reset, Rule
+from tests.driving.reading import clean, failure
 from tests.workflows.crashing import Action, Crashes
 from tests.workflows.gated import VAULT, GatedHouse
-from tests.workflows.people import clean, failure
 from workflows.contracts import names
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

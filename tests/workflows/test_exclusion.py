@@ -7,7 +7,8 @@ import asyncio
 import pytest
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
-from tests.workflows.people import Handle, House, clean, ended, failure
+from tests.driving.house import House
+from tests.driving.reading import Handle, clean, ended, failure
 from workers.client import ceremonies as ceremony_client
 from workflows.contracts import names
 from workflows.contracts.messages.results import InitResult, UnsealResult

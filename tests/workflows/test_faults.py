@@ -11,8 +11,10 @@ import psutil
 import pytest
 
 from deploy.emulators.fault_proxy import Answer, Hang, Reset, Rule
-from tests.workflows.gated import GatedHouse, wait_for_gates
-from tests.workflows.people import Asked, House, clean, ended, eventually, failure, scheduled
+from tests.driving.gates import wait_for_gates
+from tests.driving.house import Asked, House
+from tests.driving.reading import clean, ended, eventually, failure, scheduled
+from tests.workflows.gated import GatedHouse
 from workflows.contracts import names
 from workflows.contracts.messages.results import InitResult, UnsealResult
 from workflows.contracts.trust.errors import KeystoreAccessDenied, QuorumUnreachable
@@ -78,14 +80,14 @@ async def test_a_hanging_keystore_costs_about_a_second_not_its_time_out(gated: G
 
 
 @pytest.mark.slow
-async def test_a_frozen_keystore_worker_costs_about_a_second(gated: GatedHouse) -> None:
-    name = gated.fresh_name()
-    made = await gated.init(name)
-    gated.worker("keystore-bao-1").signal_group(signal.SIGSTOP)
+async def test_a_frozen_keystore_worker_costs_about_a_second(apart: GatedHouse) -> None:
+    name = apart.fresh_name()
+    made = await apart.init(name)
+    apart.worker("keystore-bao-1").signal_group(signal.SIGSTOP)
     try:
-        slow, result, asked = await timed(gated, name, made)
+        slow, result, asked = await timed(apart, name, made)
     finally:
-        gated.worker("keystore-bao-1").signal_group(signal.SIGCONT)
+        apart.worker("keystore-bao-1").signal_group(signal.SIGCONT)
     assert result.served_by == ("bao-2", "bao-3")
     assert slow < 8
     assert scheduled(await clean(asked.handle))[names.UNWRAP_DATA_KEY] == 3
@@ -155,71 +157,71 @@ async def test_a_seal_unseal_that_no_keystore_will_ever_serve_ends_at_once(gated
 
 @pytest.mark.parametrize("mode", ["sss", pytest.param("seal", marks=pytest.mark.slow)])
 async def test_a_strongroom_that_is_killed_before_its_session_is_used_is_replaced_in_seconds(
-    gated: GatedHouse, mode: str
+    apart: GatedHouse, mode: str
 ) -> None:
-    name = gated.fresh_name()
-    made = await gated.init(name, mode)
+    name = apart.fresh_name()
+    made = await apart.init(name, mode)
     ceremony = names.new_ceremony_id(name, "unseal")
-    gate = gated.gate(ceremony, names.UNWRAP_DATA_KEY)
-    asked = await gated.ask(name, made, ceremony=ceremony)
+    gate = apart.gate(ceremony, names.UNWRAP_DATA_KEY)
+    asked = await apart.ask(name, made, ceremony=ceremony)
     if mode == "sss":
-        await gated.approve(asked.handle, QUORUM)
+        await apart.approve(asked.handle, QUORUM)
     await wait_for_gates([gate])
-    gated.kill("strongroom")
-    gated.start_again("strongroom")
+    apart.kill("strongroom")
+    apart.start_again("strongroom")
     began = time.monotonic()
     gate.open()
-    await finished(gated, asked, made)
+    await finished(apart, asked, made)
     assert time.monotonic() - began < 20
     history = await clean(asked.handle)
     assert scheduled(history)[names.OPEN_SESSION] <= 3
-    events = [event.type for event in gated.ledger.events(ceremony=ceremony)]
+    events = [event.type for event in apart.ledger.events(ceremony=ceremony)]
     assert "session-lost" in events
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_a_strongroom_that_is_killed_while_its_session_works_is_replaced(gated: GatedHouse, when: str) -> None:
-    name = gated.fresh_name()
-    made = await gated.init(name)
+async def test_a_strongroom_that_is_killed_while_its_session_works_is_replaced(apart: GatedHouse, when: str) -> None:
+    name = apart.fresh_name()
+    made = await apart.init(name)
     ceremony = names.new_ceremony_id(name, "unseal")
-    gate = gated.gate(ceremony, names.RELEASE, when)
-    asked = await gated.ask(name, made, ceremony=ceremony)
-    await gated.approve(asked.handle, QUORUM)
+    gate = apart.gate(ceremony, names.RELEASE, when)
+    asked = await apart.ask(name, made, ceremony=ceremony)
+    await apart.approve(asked.handle, QUORUM)
     await wait_for_gates([gate])
-    gated.kill("strongroom")
+    apart.kill("strongroom")
     gate.open()
-    gated.start_again("strongroom")
+    apart.start_again("strongroom")
     began = time.monotonic()
-    await finished(gated, asked, made)
+    await finished(apart, asked, made)
     assert time.monotonic() - began < 20, "its heartbeat tells, not the call's time-out of 30 seconds"
     await clean(asked.handle)
-    released = [e.type for e in gated.ledger.events(ceremony=ceremony) if e.type == "masterkey-delivered"]
+    released = [e.type for e in apart.ledger.events(ceremony=ceremony) if e.type == "masterkey-delivered"]
     assert len(released) == 1
 
 
 @pytest.mark.slow
-async def test_a_frozen_strongroom_is_noticed_long_before_its_call_times_out(gated: GatedHouse) -> None:
-    name = gated.fresh_name()
-    made = await gated.init(name)
+async def test_a_frozen_strongroom_is_noticed_long_before_its_call_times_out(apart: GatedHouse) -> None:
+    name = apart.fresh_name()
+    made = await apart.init(name)
     ceremony = names.new_ceremony_id(name, "unseal")
-    gate = gated.gate(ceremony, names.UNWRAP_DATA_KEY)
-    asked = await gated.ask(name, made, ceremony=ceremony)
-    await gated.approve(asked.handle, QUORUM)
+    gate = apart.gate(ceremony, names.UNWRAP_DATA_KEY)
+    asked = await apart.ask(name, made, ceremony=ceremony)
+    await apart.approve(asked.handle, QUORUM)
     await wait_for_gates([gate])
-    gated.worker("strongroom").signal_group(signal.SIGSTOP)
+    apart.worker("strongroom").signal_group(signal.SIGSTOP)
     gate.open()
     try:
 
         async def noticed() -> bool:
-            return (await gated.status(asked.handle)).phase == "waiting"
+            return (await apart.status(asked.handle)).phase == "waiting"
 
         began = time.monotonic()
         await eventually(noticed)
         assert time.monotonic() - began < 10, "the hold's heartbeat tells, not the call's 30 seconds"
     finally:
-        gated.worker("strongroom").signal_group(signal.SIGCONT)
-    await finished(gated, asked, made)
+        apart.worker("strongroom").signal_group(signal.SIGCONT)
+    await finished(apart, asked, made)
     await clean(asked.handle)
 
 
@@ -256,21 +258,21 @@ async def test_three_hundred_unseals_at_once_all_succeed(house: House) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(170)
-async def test_more_sessions_than_a_worker_has_slots_do_not_block_each_other(gated: GatedHouse) -> None:
+async def test_more_sessions_than_a_worker_has_slots_do_not_block_each_other(apart: GatedHouse) -> None:
     # A session's `hold` lasts as long as it does: were slots to run out, nobody could use a session any more.
-    name = gated.fresh_name()
-    made = await gated.init(name, "seal", count=1)
-    gated.worker("keystore-bao-1").signal_group(signal.SIGSTOP)
-    strongroom = psutil.Process(gated.worker("strongroom").process.pid)
+    name = apart.fresh_name()
+    made = await apart.init(name, "seal", count=1)
+    apart.worker("keystore-bao-1").signal_group(signal.SIGSTOP)
+    strongroom = psutil.Process(apart.worker("strongroom").process.pid)
     number = 80
     try:
-        asked = await asyncio.gather(*(gated.ask(name, made) for _ in range(number)))
+        asked = await asyncio.gather(*(apart.ask(name, made) for _ in range(number)))
 
         async def all_open() -> bool:
             return len(strongroom.children(recursive=True)) >= number
 
         await eventually(all_open, 24)
     finally:
-        gated.worker("keystore-bao-1").signal_group(signal.SIGCONT)
+        apart.worker("keystore-bao-1").signal_group(signal.SIGCONT)
     for one in asked:
-        await finished(gated, one, made)
+        await finished(apart, one, made)

@@ -13,8 +13,8 @@ from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.worker import Worker
 
+from tests.driving.reading import clean, ended
 from tests.workflows.gated import GatedHouse
-from tests.workflows.people import clean, ended
 from workflows.contracts import names
 from workflows.contracts.messages.results import InitResult, UnsealResult
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from tests.driving.reading import clean, ended, failure
 from tests.workflows.gated import GatedHouse
-from tests.workflows.people import clean, ended, failure
 from workflows.contracts.messages.results import OrderResult, SealResult, UnsealResult
 from workflows.contracts.trust.errors import PlanInvalid, Stopped
 

@@ -15,8 +15,10 @@ from temporalio.common import RawValue
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.identity import Identity, generate_identity
-from tests.workflows.gated import GatedHouse, wait_for_gates
-from tests.workflows.people import Handle, House, clean, ended, eventually, failure
+from tests.driving.gates import wait_for_gates
+from tests.driving.house import House
+from tests.driving.reading import Handle, clean, ended, eventually, failure
+from tests.workflows.gated import GatedHouse
 from workers.client import ceremonies as ceremony_client
 from workflows.contracts import names
 from workflows.contracts.messages.results import InitResult, UnsealResult

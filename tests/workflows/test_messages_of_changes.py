@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,8 +12,9 @@ import pytest
 from pydantic import ValidationError
 from temporalio.client import WorkflowUpdateFailedError
 
-from tests.workflows.gated import GatedHouse, wait_for_gates
-from tests.workflows.people import Handle, clean, ended, eventually, failure
+from tests.driving.gates import wait_for_gates
+from tests.driving.reading import Handle, clean, ended, eventually, failure
+from tests.workflows.gated import GatedHouse
 from tests.workflows.test_messages import GARBAGE
 from workers.client import ceremonies as ceremony_client
 from workflows.contracts import names
@@ -36,13 +36,9 @@ async def asleep(gated: GatedHouse) -> AsyncIterator[list[asyncio.Task[Any]]]:
     Updates that are put into the list must all be refused.
     """
     sent: list[asyncio.Task[Any]] = []
-    worker = gated.worker("orchestrator")
-    worker.signal_group(signal.SIGSTOP)
-    try:
+    with gated.without("orchestrator"):
         yield sent
         await asyncio.sleep(0.5)
-    finally:
-        worker.signal_group(signal.SIGCONT)
     for update in sent:
         with pytest.raises(WorkflowUpdateFailedError):
             await update
@@ -104,14 +100,10 @@ async def test_a_plan_that_was_asked_for_before_the_recovery_runs_is_the_one_tha
     await gated.init(name)
     wish = ChangedPlan(shards=tuple(ShardRequest(keystore=one) for one in ("bao-2", "bao-3")))
     with lost(gated, "bao-1"):
-        worker = gated.worker("orchestrator")
-        worker.signal_group(signal.SIGSTOP)
-        try:
+        with gated.without("orchestrator"):
             handle = await gated.start_recover(name)
             sent = asyncio.create_task(handle.execute_update("replan", wish))
             await asyncio.sleep(0.5)
-        finally:
-            worker.signal_group(signal.SIGCONT)
         await sent
 
         async def decided() -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.driving.reading import Handle, clean, failure
 from tests.workflows.doubles import Clock, Doubles, stop_here
-from tests.workflows.people import Handle, clean, failure
 from tests.world import KEYSTORES, NAMES, World
 from workflows.contracts.messages.requests import ChangedPlan, ShardRequest
 from workflows.contracts.messages.results import ReshardResult, UnsealResult

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from workers.local.process import Service, free_port, port_answers, start_service
@@ -18,13 +19,16 @@ _DYNAMIC_CONFIGURATION = (
 )
 
 
-def start_temporal(folder: Path, *, port: int | None = None, ui: bool = False) -> Service:
+def start_temporal(
+    folder: Path, *, port: int | None = None, ui: bool = False, namespaces: Sequence[str] = ()
+) -> Service:
     """Start the development server; its database is `folder`/temporal.db and survives a restart.
 
     Args:
         folder: holds the database and the log.
         port: of the front end; a free one if none is given.
         ui: also serve the web UI, on the port 1000 higher.
+        namespaces: to be created beside `default`.
 
     Returns:
         The service; its endpoint is host:port.
@@ -52,6 +56,8 @@ def start_temporal(folder: Path, *, port: int | None = None, ui: bool = False) -
         command += ["--dynamic-config-value", setting]
     for key in SEARCH_ATTRIBUTES:
         command += ["--search-attribute", f"{key.name}=Keyword"]
+    for namespace in namespaces:
+        command += ["--namespace", namespace]
     if not ui:
         command.append("--headless")
     return start_service(

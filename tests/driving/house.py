@@ -1,24 +1,19 @@
-"""What people do in these tests, without the command line: start ceremonies, sign, receive.
+"""What people do, without the command line: start ceremonies, sign, receive.
 
 A `House` is a running installation seen through Temporal, with everybody's keys at hand.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import secrets
-import time
 import tomllib
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from temporalio.api.enums.v1 import EventType, WorkflowTaskFailedCause
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle, WorkflowHistory
+from temporalio.client import Client
 
 from activities.crypto.hpke import PrivateKey
 from activities.identity import Identity
@@ -26,11 +21,14 @@ from activities.ledger.log.records import ProtectionRecord
 from activities.ledger.store.ledger import Ledger
 from activities.recipient import open_delivery
 from activities.roster import RosterSource
+from tests.driving.reading import Handle, ended, eventually
 from workers.client import ceremonies as ceremony_client
 from workers.client.ssh import sign_with_key
 from workers.local.stack import CUSTODIANS, Stack
 from workflows.contracts import names
+from workflows.contracts.messages.ledger import ENDS
 from workflows.contracts.messages.requests import (
+    DrillRequest,
     InitRequest,
     OrderRequest,
     RecoverRequest,
@@ -39,32 +37,17 @@ from workflows.contracts.messages.requests import (
     ShardRequest,
     UnsealRequest,
 )
-from workflows.contracts.messages.results import InitResult, OrderResult, ReshardResult, UnsealResult
+from workflows.contracts.messages.results import DrillResult, InitResult, OrderResult, ReshardResult, UnsealResult
 from workflows.contracts.messages.status import CeremonyStatus
 from workflows.contracts.trust.canonical import Document, Signed, seconds
 from workflows.contracts.trust.chain import RosterChain
-from workflows.contracts.trust.errors import MasterKeyError
 from workflows.contracts.trust.fields import SUITE, Purpose
 from workflows.contracts.trust.plan import Approval, Plan, RecipientRequest
 from workflows.contracts.trust.protection import Manifest
 from workflows.contracts.trust.stop import Stop
 
-T = TypeVar("T")
-
-Handle = WorkflowHandle[Any, Any]
 Made = InitResult | ReshardResult
 """What tells of a protection that was made."""
-
-
-async def eventually(found: Callable[[], Awaitable[T | None]], limit: float = 30.0, pause: float = 0.1) -> T:
-    """Ask until the answer is not None or false; fails after so many seconds."""
-    deadline = time.monotonic() + limit
-    while True:
-        answer = await found()
-        if answer:
-            return answer
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(pause)
 
 
 @dataclass
@@ -84,7 +67,7 @@ class House:
     client: Client
     fresh_name: Callable[[], str]
     _identities: dict[str, Identity] = field(default_factory=dict)
-    _rsa_keys: dict[str, Path] = field(default_factory=dict)
+    _ledgers: dict[str, Ledger] = field(default_factory=dict)
 
     @classmethod
     def of(cls, stack: Stack, client: Client, fresh_name: Callable[[], str] | None = None) -> House:
@@ -103,7 +86,8 @@ class House:
     def ledger(self) -> Ledger:
         """The orchestrator's ledger, opened by this process."""
         configured = tomllib.loads((self.stack.folder / "orchestrator.toml").read_text(encoding="utf-8"))
-        return Ledger(configured["ledger"]["url"].replace("sqlite:///", f"sqlite:///{self.stack.folder}/"))
+        url = configured["ledger"]["url"].replace("sqlite:///", f"sqlite:///{self.stack.folder}/")
+        return self._ledgers.setdefault(url, Ledger(url))
 
     def active(self, name: str, purpose: Purpose = "primary") -> ProtectionRecord:
         """The protection in force, as the ledger has it."""
@@ -267,6 +251,12 @@ class House:
         await self.approve(handle, CUSTODIANS[:3])
         return OrderResult.model_validate(await ended(handle))
 
+    async def drill(self, name: str) -> DrillResult:
+        """Let every keystore prove that it can give back its data keys."""
+        request = DrillRequest(master_key=name, ceremony=names.new_ceremony_id(name, "drill"))
+        handle = await ceremony_client.start(self.client, "DrillWorkflow", request)
+        return DrillResult.model_validate(await ended(handle))
+
     # --- what it does --------------------------------------------------------------------------------------------
 
     async def status(self, handle: Handle) -> CeremonyStatus:
@@ -275,11 +265,14 @@ class House:
         return found
 
     async def reach(self, handle: Handle, *phases: str, limit: float = 30.0) -> CeremonyStatus:
-        """Wait until a ceremony is in one of these phases."""
+        """Wait until a ceremony is in one of these phases; fails if it ends in another."""
 
         async def there() -> CeremonyStatus | None:
             found = await self.status(handle)
-            return found if found.phase in phases else None
+            if found.phase in phases:
+                return found
+            assert found.phase not in ENDS, found
+            return None
 
         return await eventually(there, limit)
 
@@ -303,75 +296,3 @@ class House:
         plan = await self.plan(handle)
         for name in who:
             await handle.signal("approve", self.decision(name, plan))
-
-
-async def ended(handle: Handle, limit: float = 120.0) -> Any:
-    """The result of a workflow.
-
-    The server has been seen to forget a waiting request when the workflow closes at that moment, and answers
-    20 seconds later: so it is asked again.
-    """
-    deadline = time.monotonic() + limit
-    while True:
-        try:
-            return await asyncio.wait_for(handle.result(), 3)
-        except TimeoutError:
-            if time.monotonic() > deadline:
-                raise AssertionError(f"the workflow did not end in time; {await _standing(handle)}") from None
-
-
-async def _standing(handle: Handle) -> str:
-    """Where a workflow stands, for whoever reads of it in a log."""
-    pending = (await handle.describe()).raw_description
-    last = [EventType.Name(event.event_type) for event in (await handle.fetch_history()).events[-4:]]
-    activities = [f"{one.activity_type.name} (attempt {one.attempt})" for one in pending.pending_activities]
-    task = pending.pending_workflow_task if pending.HasField("pending_workflow_task") else None
-    return f"{handle.id} ends with {last}; activities pending: {activities}; workflow task pending: {task}"
-
-
-async def failure(handle: Handle) -> MasterKeyError:
-    """The error with which a ceremony ends."""
-    try:
-        await ended(handle)
-    except WorkflowFailureError as error:
-        return ceremony_client.workflow_error(error)
-    raise AssertionError("the ceremony did not fail")
-
-
-def types(history: WorkflowHistory) -> Counter[str]:
-    """How often each type of event stands in a history, by its short name."""
-    return Counter(EventType.Name(event.event_type).removeprefix("EVENT_TYPE_") for event in history.events)
-
-
-def scheduled(history: WorkflowHistory) -> Counter[str]:
-    """How often each activity was scheduled."""
-    return Counter(
-        event.activity_task_scheduled_event_attributes.activity_type.name
-        for event in history.events
-        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED
-    )
-
-
-async def clean(handle: Handle, *, killed: bool = False) -> WorkflowHistory:
-    """The history of a ceremony in which no workflow task failed, or ran out of time unless an orchestrator died."""
-    history = await handle.fetch_history()
-    found = types(history)
-    failed = [
-        event.workflow_task_failed_event_attributes
-        for event in history.events
-        if event.HasField("workflow_task_failed_event_attributes")
-    ]
-    # No faults of ours: something arrived while the last task ended, or so much while one lasted that the server
-    # took it back; it asks again.
-    benign = (
-        WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND,
-        WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_FORCE_CLOSE_COMMAND,
-    )
-    said = [
-        f"{WorkflowTaskFailedCause.Name(one.cause)}: {one.failure.message} {one.failure.stack_trace}"
-        for one in failed
-        if one.cause not in benign
-    ]
-    assert said == [], said
-    assert killed or found["WORKFLOW_TASK_TIMED_OUT"] == 0, "a workflow task ran out of time"
-    return history
