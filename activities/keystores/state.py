@@ -3,25 +3,31 @@
 It keeps the newest roster version that it has seen; for each MasterKey the key check value that was first
 committed or released, and the lowest epoch that it still serves; and the orders to stop. Numbers only ever rise, and
 a stop that was lifted stays lifted: an old order, or an old lift, that is sent again changes nothing.
+
+A file that a newer version wrote is refused: to read what is known of it, and to write that, would forget the rest.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from workflows.contracts.trust.canonical import Message
+from workflows.contracts.trust.canonical import Part
 from workflows.contracts.trust.errors import ConfigurationInvalid, ManifestInvalid, Stopped
 from workflows.contracts.trust.protection import Manifest
 
+FORMAT: Literal[1] = 1
+"""Of the file; it rises with every field that an older version must not lose."""
 
-class MasterKeyState(Message):
+
+class MasterKeyState(Part):
     """What is remembered of one MasterKey.
 
     Attributes:
@@ -36,13 +42,15 @@ class MasterKeyState(Message):
 StopState = Literal["in-force", "lifted"]
 
 
-class WorkerState(Message):
+class WorkerState(Part):
     """Everything that is remembered.
 
     Attributes:
+        format: of the file; files from before it was written are of the first.
         stops: for each MasterKey, the digest of every stop or lifted stop that was heard of.
     """
 
+    format: Literal[1] = FORMAT
     roster_number: int = 0
     master_keys: dict[str, MasterKeyState] = Field(default_factory=dict)
     stops: dict[str, dict[str, StopState]] = Field(default_factory=dict)
@@ -84,6 +92,24 @@ class WorkerState(Message):
                 subject=manifest.master_key,
             )
 
+    def with_key(self, manifest: Manifest, *, lowest: int | None = None) -> WorkerState:
+        """The same, and this manifest's MasterKey by its name; of its purpose, epochs below `lowest` are refused.
+
+        Raises:
+            ManifestInvalid: it contradicts what is remembered.
+        """
+        self.check_manifest(manifest)
+        known = self.master_keys.get(manifest.master_key, MasterKeyState(kcv=manifest.kcv))
+        epochs = known.epochs if lowest is None else {**known.epochs, manifest.purpose: lowest}
+        entry = MasterKeyState(kcv=known.kcv, epochs=epochs)
+        return self.model_copy(update={"master_keys": {**self.master_keys, manifest.master_key: entry}})
+
+    def with_stops(self, master_key: str, told: Mapping[str, StopState]) -> WorkerState:
+        """The same, and these stops, or lifted stops, of a MasterKey; what was lifted stays lifted."""
+        known = self.stops.get(master_key, {})
+        merged = {**told, **known, **{stop: "lifted" for stop, now in told.items() if now == "lifted"}}
+        return self.model_copy(update={"stops": {**self.stops, master_key: merged}})
+
 
 class StateDirectory:
     """The directory of one keystore worker's state; changes are atomic and exclusive between processes."""
@@ -96,13 +122,15 @@ class StateDirectory:
         """The present state; empty if none was written yet.
 
         Raises:
-            ConfigurationInvalid: the file cannot be read; it is never silently started anew.
+            ConfigurationInvalid: the file cannot be read, or is of a newer version; it is never silently started anew.
         """
         try:
-            return WorkerState.model_validate_json(self._file.read_bytes())
+            data = self._file.read_bytes()
+            self._refuse_newer(data)
+            return WorkerState.model_validate_json(data)
         except FileNotFoundError:
             return WorkerState()
-        except (OSError, ValidationError):
+        except (OSError, ValueError):
             raise ConfigurationInvalid(
                 f"the keystore worker's state {self._file} cannot be read",
                 next_step="restore it from a backup: it protects against rolled-back rosters and manifests",
@@ -110,11 +138,7 @@ class StateDirectory:
 
     def note_roster(self, number: int) -> None:
         """Remember that this roster version exists."""
-        if number > self.read().roster_number:
-            with self._locked():
-                state = self.read()
-                newest = max(number, state.roster_number)
-                self._write(state.model_copy(update={"roster_number": newest}))
+        self._change(lambda state: state.model_copy(update={"roster_number": max(number, state.roster_number)}))
 
     def note_key(self, manifest: Manifest) -> None:
         """Remember which MasterKey goes by this name, unless one is remembered; the epochs that are served stay.
@@ -124,14 +148,7 @@ class StateDirectory:
         Raises:
             ManifestInvalid: it contradicts what is remembered.
         """
-        if manifest.master_key in self.read().master_keys:
-            self.read().check_manifest(manifest)
-            return
-        with self._locked():
-            state = self.read()
-            state.check_manifest(manifest)
-            entry = state.master_keys.get(manifest.master_key, MasterKeyState(kcv=manifest.kcv))
-            self._write(state.model_copy(update={"master_keys": {**state.master_keys, manifest.master_key: entry}}))
+        self._change(lambda state: state.with_key(manifest))
 
     def note_commit(self, manifest: Manifest) -> None:
         """Remember a manifest that is in force: its key check value, and its epoch as the lowest served.
@@ -139,17 +156,7 @@ class StateDirectory:
         Raises:
             ManifestInvalid: it contradicts what is remembered.
         """
-        remembered = self.read().master_keys.get(manifest.master_key)
-        if remembered and (remembered.kcv, remembered.epochs.get(manifest.purpose)) == (manifest.kcv, manifest.epoch):
-            return
-        with self._locked():
-            state = self.read()
-            state.check_manifest(manifest)
-            known = state.master_keys.get(manifest.master_key)
-            epochs = {**(known.epochs if known else {}), manifest.purpose: manifest.epoch}
-            entry = MasterKeyState(kcv=manifest.kcv, epochs=epochs)
-            master_keys = {**state.master_keys, manifest.master_key: entry}
-            self._write(state.model_copy(update={"master_keys": master_keys}))
+        self._change(lambda state: state.with_key(manifest, lowest=manifest.epoch))
 
     def note_retired(self, manifest: Manifest) -> None:
         """Remember that a protection serves no more, and none takes its place: its epoch is refused from now on.
@@ -157,30 +164,37 @@ class StateDirectory:
         Raises:
             ManifestInvalid: it is of another MasterKey by the same name.
         """
-        with self._locked():
-            state = self.read()
+
+        def retired(state: WorkerState) -> WorkerState:
             known = state.master_keys.get(manifest.master_key)
             if known is not None and known.epochs.get(manifest.purpose, 1) > manifest.epoch:
-                return
-            state.check_manifest(manifest)
-            epochs = {**(known.epochs if known else {}), manifest.purpose: manifest.epoch + 1}
-            entry = MasterKeyState(kcv=manifest.kcv, epochs=epochs)
-            self._write(state.model_copy(update={"master_keys": {**state.master_keys, manifest.master_key: entry}}))
+                return state
+            return state.with_key(manifest, lowest=manifest.epoch + 1)
+
+        self._change(retired)
 
     def note_stop(self, master_key: str, stop: str) -> None:
         """Remember an order to stop, unless it was lifted before."""
-        self._note_stops(master_key, {stop: "in-force"})
+        self._change(lambda state: state.with_stops(master_key, {stop: "in-force"}))
 
     def note_lift(self, master_key: str, stops: Sequence[str]) -> None:
         """Remember that these stops were lifted; also those that were never heard of, so that they come too late."""
-        self._note_stops(master_key, dict.fromkeys(stops, "lifted"))
+        self._change(lambda state: state.with_stops(master_key, dict.fromkeys(stops, "lifted")))
 
-    def _note_stops(self, master_key: str, told: Mapping[str, StopState]) -> None:
+    def _change(self, change: Callable[[WorkerState], WorkerState]) -> None:
+        """Write what `change` makes of the present state; nothing is locked or written where it makes no difference."""
+        if change(state := self.read()) == state:
+            return
         with self._locked():
-            state = self.read()
-            known = state.stops.get(master_key, {})
-            merged = {**told, **known, **{stop: "lifted" for stop, now in told.items() if now == "lifted"}}
-            self._write(state.model_copy(update={"stops": {**state.stops, master_key: merged}}))
+            self._write(change(self.read()))
+
+    def _refuse_newer(self, data: bytes) -> None:
+        found = json.loads(data).get("format", FORMAT) if data.startswith(b"{") else FORMAT
+        if found != FORMAT:
+            raise ConfigurationInvalid(
+                f"the keystore worker's state {self._file} is of format {found}; this version knows {FORMAT}",
+                next_step="run the newer version that wrote it: this one would forget what it does not know",
+            )
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

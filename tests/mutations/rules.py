@@ -551,15 +551,15 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a retired epoch is served",
-        "manifest.purpose: manifest.epoch + 1}",
-        "manifest.purpose: manifest.epoch}",
+        "lowest=manifest.epoch + 1)",
+        "lowest=manifest.epoch)",
         "keystores",
     ),
     Mutation(
         "a state that cannot be read is begun anew",
-        "except (OSError, ValidationError): raise ConfigurationInvalid( f\"the keystore worker's state {self._file} "
+        "except (OSError, ValueError): raise ConfigurationInvalid( f\"the keystore worker's state {self._file} "
         'cannot be read"',
-        'except (OSError, ValidationError):\n    return WorkerState()\n    raise ConfigurationInvalid(""',
+        'except (OSError, ValueError):\n    return WorkerState()\n    raise ConfigurationInvalid(""',
         "keystores",
     ),
     Mutation("a power cut forgets a stop", "os.fsync(directory)", "pass", "keystores"),
