@@ -153,6 +153,8 @@ async def _release(client: Client, how: Release, before: Sequence[builds.Build])
     if how.versioned:
         _log.info("%s", await builds.release(client, how, before))
     else:
+        for line in await running.end_incompatible(client):
+            _log.warning("%s", line)
         _log.info("build %s runs without worker versioning", builds.build_id())
 
 

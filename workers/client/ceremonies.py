@@ -24,11 +24,12 @@ from temporalio.client import (
     WorkflowExecution,
     WorkflowFailureError,
     WorkflowHandle,
+    WorkflowQueryFailedError,
     WorkflowUpdateFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
-from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlreadyStartedError
+from temporalio.exceptions import ApplicationError, CancelledError, TerminatedError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from workers.client import running
@@ -219,7 +220,17 @@ async def _unserved(client: Client, ceremony_id: str) -> Unserved | None:
 
 
 async def _status(handle: WorkflowHandle[Any, Any]) -> CeremonyStatus:
-    found: CeremonyStatus = await handle.query("status", result_type=CeremonyStatus, rpc_timeout=_RPC_TIMEOUT)
+    try:
+        found: CeremonyStatus = await handle.query("status", result_type=CeremonyStatus, rpc_timeout=_RPC_TIMEOUT)
+    except WorkflowQueryFailedError as error:
+        if running.OTHER_CODE not in error.message:
+            raise
+        raise CeremonyEnded(
+            f"{handle.id} was begun by another build of the orchestrator, and the one that answers cannot go on with "
+            "it; what it committed stands, and nothing else of it will be",
+            next_step="see what came of it with `masterkey audit log`; if it is open still, end it with `masterkey "
+            "ceremony end`, and begin anew",
+        ) from None
     return found
 
 
@@ -298,7 +309,8 @@ async def watch(handle: WorkflowHandle[Any, Any], result: type[M], show: Callabl
                 return result.model_validate(waiting.result())
             try:
                 current = await _status(handle)
-            except RPCError:
+            except (RPCError, MasterKeyError):
+                # What ends it is said by its result.
                 continue
             if current.phase not in _ENDS:
                 show(current)
@@ -327,7 +339,11 @@ def workflow_error(error: WorkflowFailureError) -> MasterKeyError:
     """Our error for a failed ceremony."""
     if isinstance(error.cause, CancelledError):
         return CeremonyEnded("the ceremony was cancelled by an operator")
+    if isinstance(error.cause, TerminatedError):
+        return CeremonyEnded(f"the ceremony was ended from outside: {error.cause.message}", next_step="begin it anew")
     if isinstance(error.cause, ApplicationError):
+        if running.OTHER_CODE in error.cause.message:
+            return CeremonyEnded(running.OTHER_BUILD, next_step="begin it anew")
         return from_failure(error.cause)
     return CeremonyEnded(f"the ceremony ended: {type(error.cause).__name__}")
 

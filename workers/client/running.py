@@ -19,7 +19,7 @@ from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflow.v1 import VersioningOverride, WorkflowExecutionOptions
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, UpdateWorkflowExecutionOptionsRequest
-from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus, WorkflowQueryFailedError
 from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -29,6 +29,12 @@ from workflows.contracts import names
 from workflows.contracts.trust.errors import CeremonyEnded, NotKnown, PlanInvalid
 
 UNVERSIONED = "unversioned"
+OTHER_CODE = "TMPRL1100"
+"""Temporal's rule of determinism, which it names where code does not fit a history."""
+OTHER_BUILD = (
+    "it was begun by another build of the orchestrator, which the one that runs now cannot go on with; what it had not "
+    "committed is discarded"
+)
 _ALIVE = timedelta(seconds=75)
 """A poll waits for a minute at most, so whoever began none for longer is gone."""
 _RPC_TIMEOUT = timedelta(seconds=10)
@@ -178,6 +184,25 @@ async def end(client: Client, name: str, reason: str) -> str:
         )
     await handle.terminate(reason=reason)
     return f"{found.describe()}: terminated; what it had not committed will be discarded"
+
+
+async def end_incompatible(client: Client) -> list[str]:
+    """End what this orchestrator, which runs without versioning, cannot go on with; gives the lines that say so.
+
+    Such a run would fail at its next step anyhow: now its people learn of it, and its MasterKey can be changed.
+    """
+    said = []
+    async for one in running(client):
+        handle = client.get_workflow_handle(one.workflow_id, run_id=one.run_id)
+        try:
+            await handle.query("status", rpc_timeout=_RPC_TIMEOUT)
+        except WorkflowQueryFailedError as error:
+            if OTHER_CODE in error.message:
+                await handle.terminate(reason=OTHER_BUILD)
+                said.append(f"{one.describe()}: {OTHER_BUILD}")
+        except RPCError as error:
+            said.append(f"{one.describe()} did not answer ({error.status.name}), and is left as it is")
+    return said
 
 
 async def move(client: Client, name: str, build: str) -> str:
