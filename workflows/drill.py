@@ -24,6 +24,7 @@ from workflows.contracts.trust.roster import Roster
 from workflows.steps.contribute import Contributing
 from workflows.steps.notify import notify_of_commit
 from workflows.steps.protections import Held
+from workflows.steps.prove import worker
 
 _TIMEOUT = timedelta(seconds=60)
 _ATTEMPTS = 3
@@ -105,15 +106,8 @@ class DrillWorkflow(Contributing):
                 # It opens as far as is known: it was proven before it was committed.
                 self.progress(row.keystore, "waiting")
                 return _health(row, opens=True, offline=True, proven=proven)
-            self._words[place] = await self.prove_shard(
-                held.stored,
-                row.index,
-                roster,
-                held.digest[7:19],
-                within=_TIMEOUT,
-                attempts=_ATTEMPTS,
-                offline_until=self.now() + self._offline_timeout,
-            )
+            key, ask, until = held.digest[7:19], worker(_TIMEOUT, _ATTEMPTS), self.now() + self._offline_timeout
+            self._words[place] = await self.prove_shard(held.stored, row.index, roster, key, ask, until)
         except MasterKeyError as error:
             self.progress(row.keystore, "failed", error)
             if offline and isinstance(error, KeystoreUnavailable):

@@ -51,11 +51,8 @@ class InitWorkflow(Protecting):
         strongroom = choose_strongroom(roster, request.strongroom)
         topology = Topology(request.mode, request.threshold, request.shards, request.purpose, begun.next_epoch)
         target = await self.plan_target(topology, roster)
-        seconds = request.quorum_timeout_seconds
-        plan = make_plan(self, begun, roster, strongroom.fingerprint, seconds=seconds, target=target)
-        self.quorum = Quorum(plan, roster)
-        await self.record_plan(plan)
-        await self.wait_for_quorum()
+        plan = make_plan(self, roster, strongroom.fingerprint, request.quorum_timeout_seconds, target=target)
+        await self.ask(Quorum(plan, roster))
         stored = await self._protect_until_done(plan, target, strongroom)
         proofs = await self.prove(stored, roster, plan)
         await self.enter("committing", flush=True)

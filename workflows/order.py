@@ -59,11 +59,8 @@ class OrderWorkflow(Ceremony):
             raise PlanInvalid(f"there is nothing to {request.action}")
         about = Held.read(begun.protection) if begun.protection else None
         strongroom = choose_strongroom(roster, request.strongroom).fingerprint
-        seconds = request.quorum_timeout_seconds
-        plan = make_plan(self, begun, roster, strongroom, seconds=seconds, source=about, stops=stops)
-        self.quorum = Quorum(plan, roster)
-        await self.record_plan(plan)
-        await self.wait_for_quorum()
+        plan = make_plan(self, roster, strongroom, request.quorum_timeout_seconds, source=about, stops=stops)
+        await self.ask(Quorum(plan, roster))
         await self.enter("ordering", flush=True)
         return await self.to_its_end(self._execute(plan, about, begun, roster))
 

@@ -37,6 +37,7 @@ from workflows.steps.backoff import backoff
 from workflows.steps.plan import Topology, choose_strongroom, make_plan
 from workflows.steps.propose import best_source, propose
 from workflows.steps.protections import Held, by_purpose
+from workflows.steps.quorum import Quorum
 from workflows.steps.replace import Replacement, Resharding
 
 _REPLANNABLE = ("assessing", "planning", "quorum", "waiting", "reconstructing", "proving")
@@ -112,9 +113,8 @@ class DisasterRecoveryWorkflow(Resharding):
         in_force = list(active.values())
         while True:
             try:
-                wanted = await self._plan(begun, in_force, damaged, roster)
-                await self.record_plan(wanted.plan)
-                await self.wait_for_quorum()
+                wanted, quorum = await self._plan(begun, in_force, damaged, roster)
+                await self.ask(quorum)
                 stored, proofs = await self.carry_out(wanted)
                 self.check_course()
             except _AnotherPlan:
@@ -130,7 +130,9 @@ class DisasterRecoveryWorkflow(Resharding):
             f"replanned.{self.attempt}.{self._changes}", "plan-withdrawn", wish=self._requested.model_dump_json()
         )
 
-    async def _plan(self, begun: Begun, active: list[Held], damaged: Held, roster: Roster) -> Replacement:
+    async def _plan(
+        self, begun: Begun, active: list[Held], damaged: Held, roster: Roster
+    ) -> tuple[Replacement, Quorum]:
         strongroom = choose_strongroom(roster, self._request.strongroom)
         await self._assess(active, damaged, roster)
         requested, found = self._requested, self._assessment
@@ -149,17 +151,10 @@ class DisasterRecoveryWorkflow(Resharding):
         # A keystore that is away, and stays, is taken at its last word: the ceremony then waits for it.
         known = {shard.binding.keystore: shard.binding.key_id for shard in damaged.manifest.shards}
         target = await self.plan_target(topology, roster, known)
-        plan = make_plan(
-            self,
-            begun,
-            roster,
-            strongroom.fingerprint,
-            seconds=self._request.quorum_timeout_seconds,
-            source=source,
-            target=target,
-        )
+        seconds = self._request.quorum_timeout_seconds
+        plan = make_plan(self, roster, strongroom.fingerprint, seconds, source=source, target=target)
         wanted = Replacement(plan, target, source, damaged, roster, strongroom)
-        self.begin_quorum(wanted)
+        quorum = self.propose(wanted)
         # Whose shard is gone for good cannot be one of those who release enough of them.
         health = found.of(source)
         for row in source.stored.shards:
@@ -168,7 +163,7 @@ class DisasterRecoveryWorkflow(Resharding):
                 self.excluded.add(row.index)
             elif one.state not in USABLE:
                 self.ask_last(row.index, KeystoreUnavailable(f"{row.keystore} was {one.state}", subject=row.keystore))
-        return wanted
+        return wanted, quorum
 
     async def _assess(self, active: list[Held], damaged: Held, roster: Roster) -> None:
         """Ask all keystores how they are; again and again while too few answer, and nothing is known to be lost.

@@ -49,19 +49,10 @@ class ReshardWorkflow(Resharding):
             retention_hours=request.retention_hours if predecessor else None,
         )
         target = await self.plan_target(topology, roster)
-        plan = make_plan(
-            self,
-            begun,
-            roster,
-            strongroom.fingerprint,
-            seconds=request.quorum_timeout_seconds,
-            source=source,
-            target=target,
-        )
+        seconds = request.quorum_timeout_seconds
+        plan = make_plan(self, roster, strongroom.fingerprint, seconds, source=source, target=target)
         wanted = Replacement(plan, target, source, predecessor, roster, strongroom)
-        self.begin_quorum(wanted)
-        await self.record_plan(plan)
-        await self.wait_for_quorum()
+        await self.ask(self.propose(wanted))
         stored, proofs = await self.carry_out(wanted)
         await self.enter("committing", flush=True)
         return await self.to_its_end(self.complete(wanted, stored, proofs, list(active.values())))

@@ -10,19 +10,16 @@ from temporalio import workflow
 
 from workflows.calls.sessions import use_session
 from workflows.contracts import names
-from workflows.contracts.messages.ledger import Begun
 from workflows.contracts.messages.requests import UnsealRequest
 from workflows.contracts.messages.results import UnsealResult
 from workflows.contracts.messages.strongroom import Delivered, Release, SessionOpened
 from workflows.contracts.trust.authority import check_request
 from workflows.contracts.trust.errors import ApprovalInvalid
 from workflows.contracts.trust.plan import Plan, PlanRecipient, RecipientRequest
-from workflows.contracts.trust.quorum import custodians_of
 from workflows.contracts.trust.roster import Roster
 from workflows.steps.open import Opening
 from workflows.steps.plan import make_plan
 from workflows.steps.protections import Held
-from workflows.steps.quorum import Quorum
 from workflows.steps.stoppable import Stoppable
 
 
@@ -52,22 +49,19 @@ class UnsealWorkflow(Stoppable, Opening):
             raise ApprovalInvalid("the ledger gave no protection to open")
         source = Held.read(begun.protection)
         manifest = source.manifest
-        plan, recipient = self._plan(source, wanted, begun, roster)
+        plan, recipient = self._plan(source, wanted, roster)
         self.plan = plan
         check_request(roster, self._request.request, plan, self.now())
-        self.open_what(manifest, roster)
+        quorum = self.open_what(source, plan, roster)
         if manifest.mode == "sss":
-            custody = custodians_of(plan, manifest)
-            self.quorum = Quorum(plan, roster, custody, manifest.threshold, self.excluded)
-            await self.record_plan(plan)
-            await self.wait_for_quorum()
+            await self.ask(quorum)
         strongroom = roster.strongroom(plan.strongroom)
         if strongroom is None:
             raise ApprovalInvalid("the request names a strongroom that is not in the roster")
         # Where no human is asked, nothing but the keystores themselves can change their answer.
         self.gives_up = manifest.mode == "seal"
         delivered = await self.open_until_done(
-            plan, manifest, strongroom, "release", "releasing", lambda s: self._attempt(s, plan, source)
+            plan, strongroom, "release", "releasing", lambda s: self._attempt(s, plan, source)
         )
         self.event(
             "delivered",
@@ -88,17 +82,16 @@ class UnsealWorkflow(Stoppable, Opening):
             failed=self.failed_keystores,
         )
 
-    def _plan(self, source: Held, wanted: RecipientRequest, begun: Begun, roster: Roster) -> tuple[Plan, str]:
+    def _plan(self, source: Held, wanted: RecipientRequest, roster: Roster) -> tuple[Plan, str]:
         recipient = roster.recipient(wanted.recipient)
         if recipient is None:
             raise ApprovalInvalid(f"the key {wanted.recipient} is no recipient's in the roster")
         to = PlanRecipient(name=recipient.name, fingerprint=recipient.fingerprint, hpke_key=wanted.hpke_key)
         plan = make_plan(
             self,
-            begun,
             roster,
             wanted.strongroom,
-            seconds=self._request.quorum_timeout_seconds,
+            self._request.quorum_timeout_seconds,
             no_later_than=wanted.expires,
             source=source,
             recipient=to,
@@ -107,6 +100,6 @@ class UnsealWorkflow(Stoppable, Opening):
 
     async def _attempt(self, opened: SessionOpened, plan: Plan, source: Held) -> Delivered:
         authority = self.authority(plan, self._request.request)
-        deks = await self.ask_for_data_keys(opened, source.manifest, source.stored, authority)
+        deks = await self.ask_for_data_keys(opened, source, authority)
         release = Release(session=opened.session, authority=authority, protection=source.stored, deks=deks)
         return await use_session(opened, names.RELEASE, release, Delivered)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from itertools import count
 
 import pytest
 
-from workflows.steps.backoff import backoff, history_budget, used_history
+from workflows.steps.backoff import backoff, history_budget
 
 SECOND, MINUTE, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(days=1)
+EVENTS, BYTES = 40_000, 40 * 2**20
 
 
 def test_every_wait_is_twice_as_long_up_to_the_limit() -> None:
@@ -18,20 +20,19 @@ def test_every_wait_is_twice_as_long_up_to_the_limit() -> None:
     assert backoff(10**9, 5 * SECOND, 30 * MINUTE) == 30 * MINUTE
 
 
-def test_events_and_bytes_are_both_limited() -> None:
-    assert used_history(40_000, 0) == used_history(0, 40 * 2**20) == 1
-    assert used_history(10_000, 20 * 2**20) == 0.5
-
-
-def test_no_budget_is_kept_while_a_quarter_of_the_history_is_not_used() -> None:
-    assert history_budget(100, 0.2499, DAY) == timedelta(0)
-    assert history_budget(100, 0.25, DAY) == DAY / 300
+@pytest.mark.parametrize("used", [lambda part: (part * EVENTS, 0), lambda part: (0, part * BYTES)])
+def test_no_budget_is_kept_while_a_quarter_of_the_events_and_of_the_bytes_is_not_used(
+    used: Callable[[float], tuple[int, int]],
+) -> None:
+    assert history_budget(100, *used(0.2499), DAY) == timedelta(0)
+    assert history_budget(100, *used(0.25), DAY) == DAY / 300
+    assert history_budget(100, *used(0.5), DAY) == DAY / 100
 
 
 def test_a_full_history_leaves_one_wait_until_the_deadline() -> None:
-    assert history_budget(0, 0.5, DAY) == DAY
-    assert history_budget(1000, 1.0, DAY) == DAY
-    assert history_budget(1000, 1.1, DAY) == DAY
+    assert history_budget(0, EVENTS, 0, DAY) == DAY
+    assert history_budget(1000, EVENTS, BYTES, DAY) == DAY
+    assert history_budget(1000, 2 * EVENTS, 0, DAY) == DAY
 
 
 @pytest.mark.parametrize(("events", "size"), [(50, 30_000), (10, 100_000), (200, 400_000)])
@@ -40,9 +41,10 @@ def test_a_month_of_attempts_lasts_until_the_deadline_and_ends_below_the_limit(e
     left = 30 * DAY
     for waits in count():
         attempts = waits + 1
-        used = used_history(attempts * events, attempts * size)
+        used = max(attempts * events / EVENTS, attempts * size / BYTES)
         assert used < 1
-        left -= max(backoff(waits, SECOND, MINUTE), history_budget(attempts, used, left), SECOND)
+        budget = history_budget(attempts, attempts * events, attempts * size, left)
+        left -= max(backoff(waits, SECOND, MINUTE), budget, SECOND)
         if left <= timedelta(0):
             break
     assert used > 0.5

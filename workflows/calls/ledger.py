@@ -28,15 +28,7 @@ async def call_ledger(
     within: timedelta | None = None,
     retry: RetryPolicy = _RETRY,
 ) -> M:
-    """Call the ledger, again and again until it is back.
-
-    Args:
-        activity: which call.
-        request: what is asked.
-        result: type of the answer, if there is one.
-        attempt: limit of one attempt.
-        within: limit of all attempts; none: as long as it takes.
-        retry: how it is tried again.
+    """Call the ledger, again and again until it is back, each attempt and all of them as long as is said.
 
     Raises:
         MasterKeyError: the ledger refused, or the time is over.

@@ -21,7 +21,7 @@ from workflows.contracts.trust.errors import (
 from workflows.contracts.trust.fields import Mode
 from workflows.contracts.trust.roster import Roster
 from workflows.steps.protections import Held
-from workflows.steps.prove import describe_key, prove_data_key
+from workflows.steps.prove import describe_key, prove_data_key, worker
 
 State = HealthState
 
@@ -73,13 +73,13 @@ class Assessment:
         async def one(protection: Held, index: int) -> None:
             row = protection.stored.shards[index - 1]
             place = (protection.digest, index)
-            worker = roster.keystore(row.keystore)
+            entry = roster.keystore(row.keystore)
             try:
                 protection.check_ciphertext(index)
-                if worker is not None and worker.offline is not None:
+                if entry is not None and entry.offline is not None:
                     self.shards[place] = self._health(row.keystore, "offline", "", now, self._proven.get(place))
                     return
-                await prove_data_key(protection.stored, index, roster, within=_TIMEOUT, attempts=_ATTEMPTS)
+                await prove_data_key(protection.stored, index, roster, worker(_TIMEOUT, _ATTEMPTS))
             except MasterKeyError as error:
                 state = state_of(error)
                 self.shards[place] = self._health(row.keystore, state, error.diagnostics, now, self._proven.get(place))

@@ -1,4 +1,4 @@
-"""How long to wait before another attempt: pure functions of how often it was tried, and of how full the history is."""
+"""How long to wait before another attempt: by how often it was tried, and by how full the history is."""
 
 from __future__ import annotations
 
@@ -22,27 +22,19 @@ def backoff(waits: int, first: timedelta, longest: timedelta) -> timedelta:
     return min(longest, first * (1 << min(waits, _MOST_DOUBLINGS)))
 
 
-def used_history(events: int, size: int) -> float:
-    """The part of a workflow's history that is used: 1 is all of it, with a reserve to Temporal's own limits.
-
-    Args:
-        events: how many.
-        size: bytes.
-    """
-    return max(events / _MOST_EVENTS, size / _MOST_BYTES)
-
-
-def history_budget(attempts: int, used: float, left: timedelta) -> timedelta:
+def history_budget(attempts: int, events: int, size: int, left: timedelta) -> timedelta:
     """The least wait with which the history lasts until the deadline, at what an attempt has cost so far.
 
     Args:
-        attempts: how many attempts have used it.
-        used: the part of the history that is used.
+        attempts: how many have used it.
+        events: how many are in it.
+        size: bytes.
         left: the time until the deadline.
 
     Returns:
-        Nothing while a quarter of the history is not used.
+        Nothing while a quarter of it is not used.
     """
+    used = max(events / _MOST_EVENTS, size / _MOST_BYTES)
     if used < _FREE:
         return timedelta(0)
     attempts_left = max(1.0, attempts * (1 - used) / used)

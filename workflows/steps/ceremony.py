@@ -134,17 +134,18 @@ class Ceremony(Recorded):
 
     # --- the quorum ------------------------------------------------------------------------------------------
 
-    async def record_plan(self, plan: Plan) -> None:
-        """Write the plan to the ledger and enter the phase in which it is decided."""
-        self.plan = plan
+    async def ask(self, quorum: Quorum) -> None:
+        """Write the plan to the ledger, and wait until enough custodians have approved it; raises as the wait does."""
+        self.quorum, self.plan = quorum, quorum.plan
         await self.enter("quorum")
-        text = plan.canonical().decode()
+        plan = self.plan.canonical().decode()
         await call_ledger(
             names.RECORD_PLAN,
-            PlanMade(ceremony=self.ceremony, master_key=self.master_key, phase=self.phase, plan=text),
+            PlanMade(ceremony=self.ceremony, master_key=self.master_key, phase=self.phase, plan=plan),
         )
+        await self.wait_for_quorum("quorum")
 
-    async def wait_for_quorum(self, phase: str = "quorum") -> None:
+    async def wait_for_quorum(self, phase: str) -> None:
         """Wait until enough custodians have approved.
 
         Raises:

@@ -26,7 +26,7 @@ from workflows.contracts.trust.roster import KeystoreWorker, Roster
 from workflows.contracts.trust.session import DekResponse
 from workflows.contracts.trust.signatures import open_signed
 from workflows.steps.ceremony import Ceremony
-from workflows.steps.prove import prove_data_key
+from workflows.steps.prove import Ask, prove_data_key
 
 UNWRAP_TIMEOUT = timedelta(seconds=120)
 """How long an open session waits for the data key of an offline keystore, whose custodian is present."""
@@ -120,32 +120,19 @@ class Contributing(Ceremony):
         index: int,
         roster: Roster,
         key: str,
-        *,
-        within: timedelta,
-        attempts: int,
+        worker: Ask,
         offline_until: datetime,
     ) -> Signed:
-        """A proof that the keystore of one shard can give back its data key, and an event that holds it.
+        """As `prove_data_key`, and an event of this key that holds the proof.
 
-        Args:
-            stored: the protection.
-            index: of the shard, from 1.
-            roster: names the keystore workers' identities.
-            key: tells this proof from others of the same shard.
-            within: limit of all attempts at a keystore worker.
-            attempts: how often a retryable failure is tried again.
-            offline_until: until when the custodian of an offline keystore is waited for, as for an approval.
-
-        Raises:
-            KeystoreError, ApprovalInvalid: it cannot, or did not answer in time.
+        The custodian of an offline keystore is asked instead of a worker, and waited for as for an approval.
         """
 
         async def custodian(request: CheckDataKey) -> Signed:
             return await self._ask_for_proof(request, offline_until)
 
         keystore = stored.shards[index - 1].keystore
-        ask = custodian if self.is_offline(keystore) else None
-        signed = await prove_data_key(stored, index, roster, within=within, attempts=attempts, ask=ask)
+        signed = await prove_data_key(stored, index, roster, custodian if self.is_offline(keystore) else worker)
         self.signed(f"proven.{key}.{index}", "data-key-proven", signed, keystore=keystore)
         return signed
 

@@ -19,7 +19,7 @@ from workflows.calls.sessions import with_session
 from workflows.contracts import names
 from workflows.contracts.messages.keystore import UnwrapDataKey
 from workflows.contracts.messages.ledger import ENDS
-from workflows.contracts.messages.protection import DekAnswer, StoredProtection
+from workflows.contracts.messages.protection import DekAnswer
 from workflows.contracts.messages.strongroom import SessionOpened
 from workflows.contracts.trust.errors import (
     ApprovalInvalid,
@@ -31,11 +31,12 @@ from workflows.contracts.trust.errors import (
 )
 from workflows.contracts.trust.fields import Action, Work
 from workflows.contracts.trust.plan import Plan
-from workflows.contracts.trust.protection import Manifest
-from workflows.contracts.trust.quorum import Authority
+from workflows.contracts.trust.quorum import Authority, custodians_of
 from workflows.contracts.trust.roster import Roster, Strongroom
-from workflows.steps.backoff import backoff, history_budget, used_history
+from workflows.steps.backoff import backoff, history_budget
 from workflows.steps.contribute import Contributing
+from workflows.steps.protections import Held
+from workflows.steps.quorum import Quorum
 
 R = TypeVar("R")
 
@@ -55,19 +56,21 @@ class Opening(Contributing):
         self._threshold = 1
         self._waits = 0
 
-    def open_what(self, manifest: Manifest, roster: Roster) -> None:
-        """Remember the shards of the protection that this ceremony opens."""
+    def open_what(self, source: Held, plan: Plan, roster: Roster) -> Quorum:
+        """Remember the shards of the protection that this ceremony opens; returns the quorum that releases them."""
+        manifest = source.manifest
         self._errors, self.excluded, self._waits = {}, set(), 0
         self._rows = {shard.binding.index: shard.binding.keystore for shard in manifest.shards}
         self._threshold = manifest.threshold
         self.know_offline(roster, self._rows.values())
         for name in self._rows.values():
             self.progress(name, "waiting")
+        custody = custodians_of(plan, manifest)
+        return Quorum(plan, roster, custody, manifest.threshold if custody else 0, self.excluded)
 
     async def open_until_done(
         self,
         plan: Plan,
-        manifest: Manifest,
         strongroom: Strongroom,
         purpose: Work,
         phase: str,
@@ -77,7 +80,6 @@ class Opening(Contributing):
 
         Args:
             plan: what is done, and until when.
-            manifest: of the protection that is opened.
             strongroom: where sessions are opened.
             purpose: of the sessions.
             phase: how the ceremony's phase is called meanwhile.
@@ -97,7 +99,7 @@ class Opening(Contributing):
                 try:
                     return await with_session(plan, strongroom.name, purpose, self.attempt, work)
                 except TooFewAnswers:
-                    self._raise_if_unrecoverable(manifest)
+                    self._raise_if_unrecoverable()
                 except SessionLost as error:
                     self.event(f"session-lost.{self.attempt}", "session-lost", reason=error.message)
                 except (CiphertextInvalid, ApprovalInvalid) as error:
@@ -105,7 +107,7 @@ class Opening(Contributing):
                 except TargetFailed as error:
                     self.target_failed(error.cause)
             else:
-                self._raise_if_unrecoverable(manifest)
+                self._raise_if_unrecoverable()
             if self.now() >= plan.expires:
                 raise QuorumUnreachable(f"the deadline passed; {self.failure_summary()}")
             await self.back_off(plan, enough=enough)
@@ -119,22 +121,22 @@ class Opening(Contributing):
         """
         await self.enter("waiting", flush=True)
         left, info = plan.expires - self.now(), workflow.info()
-        used = used_history(info.get_current_history_length(), info.get_current_history_size())
-        budget = history_budget(self.attempt, used, left)
+        events, size = info.get_current_history_length(), info.get_current_history_size()
+        budget = history_budget(self.attempt, events, size, left)
         wait = max(backoff(self._waits, _FIRST_WAIT, _LONGEST_WAIT), budget) if enough else left
         await self.sleep_until_change(self.now() + min(wait, left))
         self.check_course()
         self._waits += 1
 
     async def ask_for_data_keys(
-        self, opened: SessionOpened, manifest: Manifest, stored: StoredProtection, authority: Authority
+        self, opened: SessionOpened, source: Held, authority: Authority
     ) -> tuple[DekAnswer, ...]:
         """Data keys of M shards, for an open session.
 
         Raises:
             TooFewAnswers: fewer keystores answered.
         """
-        rows = {row.index: row for row in stored.shards}
+        rows = {row.index: row for row in source.stored.shards}
 
         def ask(index: int) -> asyncio.Task[DekAnswer]:
             keystore, row = self._rows[index], rows.get(index)
@@ -144,7 +146,7 @@ class Opening(Contributing):
                 index=index,
                 authority=authority,
                 session=opened.announcement,
-                manifest=stored.manifest,
+                manifest=source.stored.manifest,
                 wrapped_dek=row.wrapped_dek if row else "",
             )
             if self.is_offline(keystore):
@@ -153,13 +155,13 @@ class Opening(Contributing):
                 call_keystore(names.UNWRAP_DATA_KEY, keystore, request, DekAnswer, within=_TIMEOUT)
             )
 
-        answers = await hedged(self._candidates(), manifest.threshold, ask, self._failed)
+        answers = await hedged(self._candidates(), self._threshold, ask, self._failed)
         for index in answers:
             self.progress(self._rows[index], "answered")
             self._errors.pop(index, None)
         self.served_by = tuple(self._rows[index] for index in sorted(answers))
-        if len(answers) < manifest.threshold:
-            raise TooFewAnswers(f"{len(answers)} of {manifest.threshold} keystores answered")
+        if len(answers) < self._threshold:
+            raise TooFewAnswers(f"{len(answers)} of {self._threshold} keystores answered")
         return tuple(answers[index] for index in sorted(answers))
 
     served_by: tuple[str, ...] = ()
@@ -221,10 +223,10 @@ class Opening(Contributing):
         if len(self._rows) - len(self.excluded) < self._threshold:
             raise error
 
-    def _raise_if_unrecoverable(self, manifest: Manifest) -> None:
+    def _raise_if_unrecoverable(self) -> None:
         """Give up when waiting cannot help: data that will never open, or an answer that will not change."""
         usable = [index for index in self._rows if index not in self.excluded]
-        if len(usable) < manifest.threshold:
+        if len(usable) < self._threshold:
             refusals = [e for e in self._errors.values() if isinstance(e, (ApprovalInvalid, CiphertextInvalid))]
             if len({type(error) for error in refusals}) == 1:
                 raise refusals[0]

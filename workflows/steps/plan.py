@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from workflows.contracts.messages.ledger import Begun
 from workflows.contracts.messages.requests import ShardRequest
 from workflows.contracts.trust.errors import PlanInvalid
 from workflows.contracts.trust.fields import Mode, Purpose
-from workflows.contracts.trust.plan import Plan, PlanRecipient, Source, Target, TargetShard
+from workflows.contracts.trust.plan import Plan, PlanRecipient, Target, TargetShard
 from workflows.contracts.trust.roster import Roster, Strongroom
 from workflows.steps.protections import Held
 from workflows.steps.record import Recorded
@@ -17,11 +16,10 @@ from workflows.steps.record import Recorded
 
 def make_plan(
     asking: Recorded,
-    begun: Begun,
     roster: Roster,
     strongroom: str,
-    *,
     seconds: int,
+    *,
     no_later_than: datetime | None = None,
     source: Held | None = None,
     target: Target | None = None,
@@ -32,7 +30,6 @@ def make_plan(
 
     Args:
         asking: the ceremony.
-        begun: what the ledger said when it was opened.
         roster: who decides.
         strongroom: fingerprint of the one whose sessions do it.
         seconds: how long people may take to decide.
@@ -50,25 +47,14 @@ def make_plan(
         ceremony=asking.ceremony,
         # Neither a roster nor a manifest of less can take away what the other demands.
         governance_quorum=max(quorum, source.manifest.governance_quorum) if source else quorum,
-        source=_source_of(source) if source else None,
+        source=source.as_source() if source else None,
         target=target,
         recipient=recipient,
         strongroom=strongroom,
-        roster=begun.roster_digest,
+        roster=roster.digest,
         created=now,
         expires=min(expires, no_later_than) if no_later_than else expires,
         stops=stops,
-    )
-
-
-def _source_of(one: Held) -> Source:
-    manifest = one.manifest
-    return Source(
-        manifest=one.digest,
-        epoch=manifest.epoch,
-        mode=manifest.mode,
-        threshold=manifest.threshold,
-        count=manifest.count,
     )
 
 
@@ -87,11 +73,6 @@ class Topology:
     epoch: int
     predecessor: str | None = None
     retention_hours: int | None = None
-
-    @property
-    def keystores(self) -> list[str]:
-        """Names, in the order of the shards."""
-        return [shard.keystore for shard in self.shards]
 
     def target(self, roster: Roster, key_ids: list[str]) -> Target:
         """The target with these key ids; custodians are the roster's unless others were named.

@@ -28,7 +28,7 @@ from workflows.contracts.trust.topology import check_target
 from workflows.steps.contribute import Contributing
 from workflows.steps.notify import notify_of_commit
 from workflows.steps.plan import Topology
-from workflows.steps.prove import describe_key
+from workflows.steps.prove import describe_key, worker
 
 _DESCRIBE_TIMEOUT = timedelta(seconds=30)
 _PROTECT_TIMEOUT = timedelta(seconds=90)
@@ -49,7 +49,7 @@ class Protecting(Contributing):
             PlanInvalid: it can never be.
             KeystoreError: a keystore cannot be used now.
         """
-        keystores, last = topology.keystores, known or {}
+        keystores, last = [shard.keystore for shard in topology.shards], known or {}
         for name in keystores:
             if roster.keystore(name) is None:
                 raise PlanInvalid(f"keystore {name} is not in the roster", subject=name)
@@ -115,19 +115,10 @@ class Protecting(Contributing):
             KeystoreError, ApprovalInvalid: one cannot.
         """
         await self.enter("proving", flush=True)
-        proving = [
-            self.prove_shard(
-                stored,
-                row.index,
-                roster,
-                str(self.attempt),
-                within=_PROTECT_TIMEOUT,
-                attempts=6,
-                offline_until=plan.expires,
-            )
-            for row in stored.shards
-        ]
-        return tuple(await gather(proving))
+        key, ask, until = str(self.attempt), worker(_PROTECT_TIMEOUT, attempts=6), plan.expires
+        return tuple(
+            await gather([self.prove_shard(stored, row.index, roster, key, ask, until) for row in stored.shards])
+        )
 
     async def put_in_force(
         self,
@@ -145,9 +136,9 @@ class Protecting(Contributing):
             stored: what was staged.
             proofs: of all its keystores.
             roster: who they are.
-            retention_hours: when the ciphertexts of what it replaces are destroyed; none: when that is ordered.
+            retention_hours: as `Commit` has it.
             others: keystores of what it replaces.
-            away: those that did not answer a moment ago: they are not waited for as long.
+            away: as `notify_of_commit` has it.
 
         Returns:
             Keystores that did not acknowledge, and the places where the bundle was written.

@@ -14,6 +14,7 @@ from workflows.contracts.messages.results import OldKey
 from workflows.contracts.trust.canonical import decode64, digest
 from workflows.contracts.trust.errors import CiphertextInvalid, LedgerCorrupt
 from workflows.contracts.trust.fields import Purpose
+from workflows.contracts.trust.plan import Source
 from workflows.contracts.trust.protection import Manifest
 
 
@@ -38,6 +39,11 @@ class Held:
     def keystores(self) -> list[str]:
         """Names, in the order of the shards."""
         return [row.keystore for row in self.stored.shards]
+
+    def as_source(self) -> Source:
+        """As a plan names what it opens, retires or destroys."""
+        one = self.manifest
+        return Source(manifest=self.digest, epoch=one.epoch, mode=one.mode, threshold=one.threshold, count=one.count)
 
     def check_rows(self) -> None:
         """Raise LedgerCorrupt if the rows are not the shards of the manifest."""

@@ -18,6 +18,7 @@ from workflows.contracts.trust.roster import Roster
 from workflows.contracts.trust.signatures import open_signed
 
 Ask = Callable[[CheckDataKey], Awaitable[Signed]]
+"""Asks whoever can prove a data key, and brings back the signed answer."""
 
 
 async def describe_key(name: str, roster: Roster, *, within: timedelta, attempts: int) -> KeyDescription:
@@ -37,24 +38,25 @@ async def describe_key(name: str, roster: Roster, *, within: timedelta, attempts
     return key
 
 
-async def prove_data_key(
-    stored: StoredProtection,
-    index: int,
-    roster: Roster,
-    *,
-    within: timedelta,
-    attempts: int,
-    ask: Ask | None = None,
-) -> Signed:
+def worker(within: timedelta, attempts: int) -> Ask:
+    """Asks a keystore's worker."""
+
+    async def ask(request: CheckDataKey) -> Signed:
+        return await call_keystore(
+            names.CHECK_DATA_KEY, request.keystore, request, Signed, within=within, attempts=attempts
+        )
+
+    return ask
+
+
+async def prove_data_key(stored: StoredProtection, index: int, roster: Roster, ask: Ask) -> Signed:
     """Let the keystore of one shard prove that it can give back its data key; nothing is released.
 
     Args:
         stored: the protection.
         index: of the shard, from 1.
         roster: names the keystore workers' identities.
-        within: limit of all attempts.
-        attempts: how often a retryable failure is tried again.
-        ask: asks somebody else than the keystore's worker: the custodian of an offline keystore.
+        ask: asks its keystore's worker, or the custodian of an offline keystore.
 
     Returns:
         The keystore worker's signed answer.
@@ -67,16 +69,11 @@ async def prove_data_key(
     request = CheckDataKey(
         keystore=row.keystore, index=index, manifest=stored.manifest, wrapped_dek=row.wrapped_dek, nonce=nonce
     )
-    if ask is not None:
-        signed = await ask(request)
-    else:
-        signed = await call_keystore(
-            names.CHECK_DATA_KEY, row.keystore, request, Signed, within=within, attempts=attempts
-        )
+    signed = await ask(request)
     answer, signer = open_signed(CheckResponse, signed)
-    worker = roster.keystore(row.keystore)
+    asked = roster.keystore(row.keystore)
     said = (answer.keystore, answer.index, answer.nonce, answer.manifest, answer.matches)
     wanted = (row.keystore, index, nonce, stored.manifest.digest, True)
-    if worker is None or signer != worker.fingerprint or said != wanted:
+    if asked is None or signer != asked.fingerprint or said != wanted:
         raise ApprovalInvalid(f"{row.keystore} did not prove its data key", subject=row.keystore)
     return signed

@@ -20,7 +20,6 @@ from workflows.contracts.trust.difference import difference
 from workflows.contracts.trust.errors import KeystoreError, MasterKeyError
 from workflows.contracts.trust.plan import Plan, Target
 from workflows.contracts.trust.protection import Manifest
-from workflows.contracts.trust.quorum import custodians_of
 from workflows.contracts.trust.roster import Roster, Strongroom
 from workflows.steps.open import Opening, TargetFailed
 from workflows.steps.protect import Protecting, may_pass
@@ -52,13 +51,10 @@ class Replacement:
 class Resharding(Opening, Protecting):
     """A ceremony that opens one protection to make another."""
 
-    def begin_quorum(self, wanted: Replacement) -> None:
-        """Ask the governance quorum, and custodians of as many shards as must be opened."""
-        manifest = wanted.source.manifest
-        custody = custodians_of(wanted.plan, manifest)
-        self.open_what(manifest, wanted.roster)
-        self.quorum = Quorum(wanted.plan, wanted.roster, custody, manifest.threshold if custody else 0, self.excluded)
+    def propose(self, wanted: Replacement) -> Quorum:
+        """Whom to ask: the governance quorum, and custodians of as many shards as must be opened."""
         self.changes = difference(wanted.predecessor.manifest if wanted.predecessor else None, wanted.target)
+        return self.open_what(wanted.source, wanted.plan, wanted.roster)
 
     async def carry_out(self, wanted: Replacement) -> tuple[StoredProtection, tuple[Signed, ...]]:
         """Open, protect anew, stage and prove; again and again while what fails may pass.
@@ -70,7 +66,6 @@ class Resharding(Opening, Protecting):
         while True:
             stored = await self.open_until_done(
                 plan,
-                wanted.source.manifest,
                 wanted.strongroom,
                 "reshard",
                 "reconstructing",
@@ -93,7 +88,7 @@ class Resharding(Opening, Protecting):
             except MasterKeyError as error:
                 raise TargetFailed(error) from None
 
-        opening = self.ask_for_data_keys(opened, source.manifest, source.stored, authority)
+        opening = self.ask_for_data_keys(opened, source, authority)
         given, deks = await gather([opening, generate()])
         request = Reshard(
             session=opened.session, authority=authority, protection=source.stored, opened=given, deks=deks
