@@ -23,7 +23,7 @@ from workflows.contracts.trust.errors import KeystoreUnavailable, MasterKeyError
 from workflows.contracts.trust.roster import Roster
 from workflows.steps.contribute import Contributing
 from workflows.steps.notify import notify_of_commit
-from workflows.steps.protections import Held
+from workflows.steps.protections import StoredManifest
 from workflows.steps.prove import worker
 
 _TIMEOUT = timedelta(seconds=60)
@@ -54,7 +54,7 @@ class DrillWorkflow(Contributing):
             self._proven[one.manifest, one.index] = one.at
             if one.proof is not None:
                 self._words[one.manifest, one.index] = one.proof
-        active = [Held.read(stored) for stored in begun.active]
+        active = [StoredManifest.read(stored) for stored in begun.active]
         for held in active:
             self.know_offline(roster, held.keystores)
         await self.enter("drilling")
@@ -72,7 +72,7 @@ class DrillWorkflow(Contributing):
         await self.close("done", summary(result))
         return result
 
-    async def _protection(self, held: Held, roster: Roster) -> ProtectionHealth:
+    async def _protection(self, held: StoredManifest, roster: Roster) -> ProtectionHealth:
         manifest = held.manifest
         shards = await gather([self._shard(held, row, roster) for row in held.stored.shards])
         away = [shard.keystore for shard in shards if not shard.opens]
@@ -96,7 +96,7 @@ class DrillWorkflow(Contributing):
         everybody = [one.name for one in roster.keystores]
         return await notify_of_commit(self, stored, proofs, everybody, roster, away)
 
-    async def _shard(self, held: Held, row: StoredShard, roster: Roster) -> ShardHealth:
+    async def _shard(self, held: StoredManifest, row: StoredShard, roster: Roster) -> ShardHealth:
         place = held.digest, row.index
         proven, offline = self._proven.get(place), self.is_offline(row.keystore)
         self.progress(row.keystore, "asked")

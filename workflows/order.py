@@ -25,7 +25,7 @@ from workflows.contracts.trust.roster import Roster
 from workflows.steps.ceremony import Ceremony
 from workflows.steps.notify import notify_keystores, record_notified, state_in, statement_of
 from workflows.steps.plan import choose_strongroom, make_plan
-from workflows.steps.protections import Held, keys_of, old_keys
+from workflows.steps.protections import StoredManifest, keys_of, old_keys
 from workflows.steps.quorum import Quorum
 
 _TIMEOUT = timedelta(minutes=2)
@@ -57,7 +57,7 @@ class OrderWorkflow(Ceremony):
         stops = await self._stops(begun, roster) if lifts else None
         if (begun.protection is None) != lifts:
             raise PlanInvalid(f"there is nothing to {request.action}")
-        about = Held.read(begun.protection) if begun.protection else None
+        about = StoredManifest.read(begun.protection) if begun.protection else None
         strongroom = choose_strongroom(roster, request.strongroom).fingerprint
         plan = make_plan(self, roster, strongroom, request.quorum_timeout_seconds, source=about, stops=stops)
         await self.ask(Quorum(plan, roster))
@@ -95,7 +95,7 @@ class OrderWorkflow(Ceremony):
             )
         return tuple(sorted(found))
 
-    async def _execute(self, plan: Plan, about: Held | None, begun: Begun, roster: Roster) -> OrderResult:
+    async def _execute(self, plan: Plan, about: StoredManifest | None, begun: Begun, roster: Roster) -> OrderResult:
         request, stops = self._request, plan.stops or ()
         await call_ledger(
             names.EXECUTE_ORDER,
@@ -122,7 +122,7 @@ class OrderWorkflow(Ceremony):
         heard = f"; not told: {', '.join(missed)}" if missed else "; every keystore has heard of it"
         bundles = await self.finish(_DONE[request.action] + heard)
         # What others need that are in force is not to be destroyed.
-        others = [Held.read(one).manifest for one in begun.active if one.manifest.digest != request.manifest]
+        others = [StoredManifest.read(one).manifest for one in begun.active if one.manifest.digest != request.manifest]
         return OrderResult(
             ceremony=self.ceremony,
             master_key=self.master_key,

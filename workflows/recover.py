@@ -36,7 +36,7 @@ from workflows.steps.assess import GONE, LOST, USABLE, Assessment
 from workflows.steps.backoff import backoff
 from workflows.steps.plan import Topology, choose_strongroom, make_plan
 from workflows.steps.propose import best_source, propose
-from workflows.steps.protections import Held, by_purpose
+from workflows.steps.protections import StoredManifest, by_purpose
 from workflows.steps.quorum import Quorum
 from workflows.steps.replace import Replacement, Resharding
 
@@ -131,7 +131,7 @@ class DisasterRecoveryWorkflow(Resharding):
         )
 
     async def _plan(
-        self, begun: Begun, active: list[Held], damaged: Held, roster: Roster
+        self, begun: Begun, active: list[StoredManifest], damaged: StoredManifest, roster: Roster
     ) -> tuple[Replacement, Quorum]:
         strongroom = choose_strongroom(roster, self._request.strongroom)
         await self._assess(active, damaged, roster)
@@ -165,7 +165,7 @@ class DisasterRecoveryWorkflow(Resharding):
                 self.ask_last(row.index, KeystoreUnavailable(f"{row.keystore} was {one.state}", subject=row.keystore))
         return wanted, quorum
 
-    async def _assess(self, active: list[Held], damaged: Held, roster: Roster) -> None:
+    async def _assess(self, active: list[StoredManifest], damaged: StoredManifest, roster: Roster) -> None:
         """Ask all keystores how they are; again and again while too few answer, and nothing is known to be lost.
 
         Raises:
@@ -186,14 +186,14 @@ class DisasterRecoveryWorkflow(Resharding):
             await self.sleep_until_change(min(until, self.now() + backoff(waits, _FIRST_WAIT, _LONGEST_WAIT)))
             self.check_course()
 
-    def _outage(self, active: list[Held], damaged: Held) -> bool:
+    def _outage(self, active: list[StoredManifest], damaged: StoredManifest) -> bool:
         """Whether nothing opens now, and nothing tells that it will not by itself: then there is nothing to propose."""
         if self._requested.shards or self._requested.replacements:
             return False
         lost = any(one.state in LOST for one in self._assessment.of(damaged).values())
         return not lost and all(self._assessment.usable(one) < one.manifest.threshold for one in active)
 
-    def _report(self, active: list[Held]) -> None:
+    def _report(self, active: list[StoredManifest]) -> None:
         self._assessments += 1
         for health in self._assessment.all():
             if self._reported.get(health.keystore) != health.state:

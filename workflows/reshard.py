@@ -14,7 +14,7 @@ from workflows.contracts.messages.results import ReshardResult
 from workflows.contracts.trust.errors import NotKnown
 from workflows.contracts.trust.fields import Purpose
 from workflows.steps.plan import Topology, choose_strongroom, make_plan
-from workflows.steps.protections import Held, by_purpose
+from workflows.steps.protections import StoredManifest, by_purpose
 from workflows.steps.replace import Replacement, Resharding
 
 
@@ -58,7 +58,7 @@ class ReshardWorkflow(Resharding):
         return await self.to_its_end(self.complete(wanted, stored, proofs, list(active.values())))
 
 
-def _choose_source(active: dict[Purpose, Held], wanted: Purpose | None, purpose: Purpose) -> Held:
+def _choose_source(active: dict[Purpose, StoredManifest], wanted: Purpose | None, purpose: Purpose) -> StoredManifest:
     """The protection to open: the one that was asked for, else the one of this purpose, else the only other one.
 
     Raises:

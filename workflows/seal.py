@@ -30,7 +30,7 @@ from workflows.contracts.trust.signatures import open_signed
 from workflows.contracts.trust.stop import Ended, check_stop
 from workflows.steps.ceremony import Ceremony
 from workflows.steps.notify import notify_keystores, record_notified
-from workflows.steps.protections import Held, keys_of
+from workflows.steps.protections import StoredManifest, keys_of
 
 _MOST_ACKNOWLEDGEMENTS = 10_000
 
@@ -75,7 +75,7 @@ class SealWorkflow(Ceremony):
             roster,
             about=digest,
             within=within,
-            keys=keys_of([Held.read(stored) for stored in begun.active]),
+            keys=keys_of([StoredManifest.read(stored) for stored in begun.active]),
             acknowledged=lambda state: state is not None and digest in state.stops,
             master_key=self.master_key,
         )

@@ -19,7 +19,7 @@ from workflows.contracts.trust.plan import Plan, PlanRecipient, RecipientRequest
 from workflows.contracts.trust.roster import Roster
 from workflows.steps.open import Opening
 from workflows.steps.plan import make_plan
-from workflows.steps.protections import Held
+from workflows.steps.protections import StoredManifest
 from workflows.steps.stoppable import Stoppable
 
 
@@ -47,7 +47,7 @@ class UnsealWorkflow(Stoppable, Opening):
         self.know_roster(roster)
         if begun.protection is None:
             raise ApprovalInvalid("the ledger gave no protection to open")
-        source = Held.read(begun.protection)
+        source = StoredManifest.read(begun.protection)
         manifest = source.manifest
         plan, recipient = self._plan(source, wanted, roster)
         self.plan = plan
@@ -82,7 +82,7 @@ class UnsealWorkflow(Stoppable, Opening):
             failed=self.failed_keystores,
         )
 
-    def _plan(self, source: Held, wanted: RecipientRequest, roster: Roster) -> tuple[Plan, str]:
+    def _plan(self, source: StoredManifest, wanted: RecipientRequest, roster: Roster) -> tuple[Plan, str]:
         recipient = roster.recipient(wanted.recipient)
         if recipient is None:
             raise ApprovalInvalid(f"the key {wanted.recipient} is no recipient's in the roster")
@@ -98,7 +98,7 @@ class UnsealWorkflow(Stoppable, Opening):
         )
         return plan, recipient.name
 
-    async def _attempt(self, opened: SessionOpened, plan: Plan, source: Held) -> Delivered:
+    async def _attempt(self, opened: SessionOpened, plan: Plan, source: StoredManifest) -> Delivered:
         authority = self.authority(plan, self._request.request)
         deks = await self.ask_for_data_keys(opened, source, authority)
         release = Release(session=opened.session, authority=authority, protection=source.stored, deks=deks)

@@ -35,7 +35,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from workers.client import running
 from workflows.calls.failures import from_failure
 from workflows.contracts import names
-from workflows.contracts.messages.ledger import Collected
+from workflows.contracts.messages.ledger import ENDS, Collected
 from workflows.contracts.messages.report import Report, ReportRequest
 from workflows.contracts.messages.requests import (
     ChangedPlan,
@@ -73,7 +73,6 @@ _COLLECTOR = "masterkey-collector"
 _POLL_SECONDS = 0.5
 _ASK_AGAIN_SECONDS = 1.5
 _RPC_TIMEOUT = timedelta(seconds=10)
-_ENDS = ("done", "refused", "failed", "expired")
 _BUSY = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.DEADLINE_EXCEEDED)
 
 
@@ -312,7 +311,7 @@ async def watch(handle: WorkflowHandle[Any, Any], result: type[M], show: Callabl
             except (RPCError, MasterKeyError):
                 # What ends it is said by its result.
                 continue
-            if current.phase not in _ENDS:
+            if current.phase not in ENDS:
                 show(current)
             elif time.monotonic() > asked + _ASK_AGAIN_SECONDS:
                 # The server has been seen to forget a waiting request when the workflow closes at that moment.

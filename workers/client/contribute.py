@@ -26,6 +26,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from workers.client import ceremonies as ceremony_client
 from workflows.calls.failures import from_failure
 from workflows.contracts.messages.keystore import CheckDataKey, UnwrapDataKey
+from workflows.contracts.messages.ledger import ENDS
 from workflows.contracts.messages.protection import DekAnswer
 from workflows.contracts.messages.requests import Contribution, Wanted
 from workflows.contracts.messages.status import CeremonyStatus
@@ -56,7 +57,6 @@ _BUSY = (
     RPCStatusCode.CANCELLED,
     RPCStatusCode.RESOURCE_EXHAUSTED,
 )
-_ENDS = ("done", "refused", "failed", "expired")
 
 
 class Counterpart(Protocol):
@@ -114,7 +114,7 @@ class Remote:
             handle = await ceremony_client.ceremony(self._client, self._ceremony)
             status = await handle.query("status", result_type=CeremonyStatus, rpc_timeout=_RPC_TIMEOUT)
         self._handle = handle
-        if status.phase in _ENDS:
+        if status.phase in ENDS:
             return status, Wanted()
         return status, await handle.query("wanted", result_type=Wanted, rpc_timeout=_RPC_TIMEOUT)
 
@@ -201,7 +201,7 @@ class Contributor:
         self._quiet_since = time.monotonic()
         while True:
             status, wanted = await self.counterpart.look()
-            if status.phase in _ENDS:
+            if status.phase in ENDS:
                 self._ended(status)
                 return
             self._narrate(status)
@@ -275,7 +275,7 @@ class Contributor:
             await self.counterpart.contribute(await made)
         except MasterKeyError as error:
             status, wanted = await self.counterpart.look()
-            if status.phase not in _ENDS and asked(wanted):
+            if status.phase not in ENDS and asked(wanted):
                 self._failures += 1
                 if not error.retryable or self._failures >= _MOST_FAILURES:
                     raise

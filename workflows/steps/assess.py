@@ -20,7 +20,7 @@ from workflows.contracts.trust.errors import (
 )
 from workflows.contracts.trust.fields import Mode
 from workflows.contracts.trust.roster import Roster
-from workflows.steps.protections import Held
+from workflows.steps.protections import StoredManifest
 from workflows.steps.prove import describe_key, prove_data_key, worker
 
 State = HealthState
@@ -67,10 +67,10 @@ class Assessment:
         """Which modes it serves, by keystore."""
         self.described: dict[str, KeystoreHealth] = {}
 
-    async def assess(self, active: Sequence[Held], roster: Roster, now: datetime) -> None:
+    async def assess(self, active: Sequence[StoredManifest], roster: Roster, now: datetime) -> None:
         """Ask every keystore of these protections to prove its data key; offline ones are taken at their last word."""
 
-        async def one(protection: Held, index: int) -> None:
+        async def one(protection: StoredManifest, index: int) -> None:
             row = protection.stored.shards[index - 1]
             place = (protection.digest, index)
             entry = roster.keystore(row.keystore)
@@ -105,15 +105,15 @@ class Assessment:
 
         await gather([one(name) for name in dict.fromkeys(keystores)])
 
-    def of(self, protection: Held) -> dict[str, KeystoreHealth]:
+    def of(self, protection: StoredManifest) -> dict[str, KeystoreHealth]:
         """Of each keystore of a protection."""
         return {row.keystore: self.shards[protection.digest, row.index] for row in protection.stored.shards}
 
-    def usable(self, protection: Held) -> int:
+    def usable(self, protection: StoredManifest) -> int:
         """How many shards can be counted on."""
         return sum(health.state in USABLE for health in self.of(protection).values())
 
-    def possible(self, protection: Held) -> int:
+    def possible(self, protection: StoredManifest) -> int:
         """How many shards could be opened if everything came back that can."""
         return sum(health.state not in GONE for health in self.of(protection).values())
 

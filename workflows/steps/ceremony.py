@@ -16,7 +16,7 @@ from temporalio import workflow
 from workflows.calls.failures import as_failure
 from workflows.calls.ledger import call_ledger
 from workflows.contracts import names
-from workflows.contracts.messages.ledger import ENDS, PlanMade
+from workflows.contracts.messages.ledger import ENDS, RecordPlan
 from workflows.contracts.messages.status import CeremonyStatus, KeystoreHealth, SubmitOutcome
 from workflows.contracts.trust.canonical import Signed
 from workflows.contracts.trust.errors import ApprovalInvalid, CeremonyEnded, DeadlinePassed, MasterKeyError
@@ -24,12 +24,12 @@ from workflows.contracts.trust.fields import Action
 from workflows.contracts.trust.plan import Plan
 from workflows.contracts.trust.quorum import Authority
 from workflows.steps.quorum import Quorum
-from workflows.steps.record import Recorded
+from workflows.steps.record import RecordedWorkflow
 
 _REMEMBERED_REFUSALS = 20
 
 
-class Ceremony(Recorded):
+class Ceremony(RecordedWorkflow):
     """State and messages of a running ceremony."""
 
     def __init__(self, ceremony: str, action: Action, master_key: str) -> None:
@@ -141,7 +141,7 @@ class Ceremony(Recorded):
         plan = self.plan.canonical().decode()
         await call_ledger(
             names.RECORD_PLAN,
-            PlanMade(ceremony=self.ceremony, master_key=self.master_key, phase=self.phase, plan=plan),
+            RecordPlan(ceremony=self.ceremony, master_key=self.master_key, phase=self.phase, plan=plan),
         )
         await self.wait_for_quorum("quorum")
 

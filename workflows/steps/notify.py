@@ -17,7 +17,7 @@ from workflows.contracts.trust.keystore import KeystoreState, StateStatement
 from workflows.contracts.trust.roster import Roster
 from workflows.contracts.trust.signatures import open_signed
 from workflows.steps.contribute import Contributing
-from workflows.steps.record import Recorded
+from workflows.steps.record import RecordedWorkflow
 
 _COMMIT_TIMEOUT = timedelta(seconds=30)
 _COMMIT_TIMEOUT_IF_AWAY = timedelta(seconds=5)
@@ -66,7 +66,7 @@ async def notify_keystores(
     return tuple(await gather([notify(one.name) for one in roster.keystores if one.offline is None]))
 
 
-def record_notified(ceremony: Recorded, notified: Sequence[KeystoreTold], type_: str) -> list[str]:
+def record_notified(ceremony: RecordedWorkflow, notified: Sequence[KeystoreTold], type_: str) -> list[str]:
     """An event for each keystore; `type_` is the one of those that have acknowledged.
 
     Returns:

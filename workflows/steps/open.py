@@ -35,7 +35,7 @@ from workflows.contracts.trust.quorum import Authority, custodians_of
 from workflows.contracts.trust.roster import Roster, Strongroom
 from workflows.steps.backoff import backoff, history_budget
 from workflows.steps.contribute import Contributing
-from workflows.steps.protections import Held
+from workflows.steps.protections import StoredManifest
 from workflows.steps.quorum import Quorum
 
 R = TypeVar("R")
@@ -56,7 +56,7 @@ class Opening(Contributing):
         self._threshold = 1
         self._waits = 0
 
-    def open_what(self, source: Held, plan: Plan, roster: Roster) -> Quorum:
+    def open_what(self, source: StoredManifest, plan: Plan, roster: Roster) -> Quorum:
         """Remember the shards of the protection that this ceremony opens; returns the quorum that releases them."""
         manifest = source.manifest
         self._errors, self.excluded, self._waits = {}, set(), 0
@@ -129,7 +129,7 @@ class Opening(Contributing):
         self._waits += 1
 
     async def ask_for_data_keys(
-        self, opened: SessionOpened, source: Held, authority: Authority
+        self, opened: SessionOpened, source: StoredManifest, authority: Authority
     ) -> tuple[DekAnswer, ...]:
         """Data keys of M shards, for an open session.
 

@@ -10,18 +10,18 @@ from workflows.contracts.trust.errors import PlanInvalid
 from workflows.contracts.trust.fields import Mode, Purpose
 from workflows.contracts.trust.plan import Plan, PlanRecipient, Target, TargetShard
 from workflows.contracts.trust.roster import Roster, Strongroom
-from workflows.steps.protections import Held
-from workflows.steps.record import Recorded
+from workflows.steps.protections import StoredManifest
+from workflows.steps.record import RecordedWorkflow
 
 
 def make_plan(
-    asking: Recorded,
+    asking: RecordedWorkflow,
     roster: Roster,
     strongroom: str,
     seconds: int,
     *,
     no_later_than: datetime | None = None,
-    source: Held | None = None,
+    source: StoredManifest | None = None,
     target: Target | None = None,
     recipient: PlanRecipient | None = None,
     stops: tuple[str, ...] | None = None,

@@ -9,11 +9,11 @@ from workflows.contracts.trust.errors import PlanInvalid, QuorumUnreachable
 from workflows.contracts.trust.fields import Mode
 from workflows.contracts.trust.roster import Roster
 from workflows.steps.assess import GONE, LOST, USABLE, Assessment
-from workflows.steps.protections import Held
+from workflows.steps.protections import StoredManifest
 
 
 def propose(
-    damaged: Held, requested: ChangedPlan, roster: Roster, found: Assessment, in_use: Sequence[str]
+    damaged: StoredManifest, requested: ChangedPlan, roster: Roster, found: Assessment, in_use: Sequence[str]
 ) -> tuple[Mode, int, tuple[ShardRequest, ...]]:
     """Mode, threshold and shards of the new protection.
 
@@ -75,7 +75,9 @@ def propose(
     return mode, threshold, tuple(shards)
 
 
-def best_source(active: Sequence[Held], damaged: Held, requested: ChangedPlan, found: Assessment) -> Held:
+def best_source(
+    active: Sequence[StoredManifest], damaged: StoredManifest, requested: ChangedPlan, found: Assessment
+) -> StoredManifest:
     """The protection to open: the one that can best be opened, and of two that can the one that is to be made whole.
 
     Raises:
@@ -86,7 +88,7 @@ def best_source(active: Sequence[Held], damaged: Held, requested: ChangedPlan, f
     if not candidates:
         raise PlanInvalid(f"there is no active {requested.source} protection to open")
 
-    def rank(one: Held) -> tuple[bool, bool, int]:
+    def rank(one: StoredManifest) -> tuple[bool, bool, int]:
         threshold = one.manifest.threshold
         usable = found.usable(one)
         return (usable >= threshold, one is damaged, usable - threshold)

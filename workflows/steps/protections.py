@@ -19,7 +19,7 @@ from workflows.contracts.trust.protection import Manifest
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredManifest:
     """What the ledger gave, and the manifest in it."""
 
     stored: StoredProtection
@@ -58,19 +58,19 @@ class Held:
             raise CiphertextInvalid(f"the stored shard {index} was altered or swapped", subject=row.keystore)
 
 
-def by_purpose(active: Sequence[StoredProtection]) -> dict[Purpose, Held]:
+def by_purpose(active: Sequence[StoredProtection]) -> dict[Purpose, StoredManifest]:
     """The active protections of a MasterKey.
 
     Raises:
         LedgerCorrupt: the rows of one are not the shards of its manifest.
     """
-    found = [Held.read(stored) for stored in active]
+    found = [StoredManifest.read(stored) for stored in active]
     for one in found:
         one.check_rows()
     return {one.manifest.purpose: one for one in found}
 
 
-def keys_of(protections: Sequence[Held]) -> dict[str, tuple[str, ...]]:
+def keys_of(protections: Sequence[StoredManifest]) -> dict[str, tuple[str, ...]]:
     """The keys behind the shards of these protections, by keystore."""
     found: dict[str, tuple[str, ...]] = {}
     for one in protections:

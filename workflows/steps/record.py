@@ -48,8 +48,6 @@ _OUTCOMES: dict[str, Outcome] = {
     "Stopped": "refused",
 }
 """How a ceremony ends that fails, by the type of the error; `failed` for any other."""
-
-
 _BUILD = re.compile(r"[0-9][^ ]*-[0-9a-f]{12}")
 
 
@@ -59,7 +57,7 @@ def build_of_this_task() -> str:
     return build if _BUILD.fullmatch(build) else ""
 
 
-class Recorded:
+class RecordedWorkflow:
     """State and record of a running ceremony."""
 
     def __init__(self, ceremony: str, action: Action, master_key: str) -> None:

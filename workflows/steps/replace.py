@@ -23,7 +23,7 @@ from workflows.contracts.trust.protection import Manifest
 from workflows.contracts.trust.roster import Roster, Strongroom
 from workflows.steps.open import Opening, TargetFailed
 from workflows.steps.protect import Protecting, may_pass
-from workflows.steps.protections import Held, old_keys
+from workflows.steps.protections import StoredManifest, old_keys
 from workflows.steps.quorum import Quorum
 
 
@@ -42,8 +42,8 @@ class Replacement:
 
     plan: Plan
     target: Target
-    source: Held
-    predecessor: Held | None
+    source: StoredManifest
+    predecessor: StoredManifest | None
     roster: Roster
     strongroom: Strongroom
 
@@ -102,7 +102,7 @@ class Resharding(Opening, Protecting):
             raise error
 
     async def complete(
-        self, done: Replacement, stored: StoredProtection, proofs: tuple[Signed, ...], active: Sequence[Held]
+        self, done: Replacement, stored: StoredProtection, proofs: tuple[Signed, ...], active: Sequence[StoredManifest]
     ) -> ReshardResult:
         """Commit, export the bundle, notify everybody who serves the old protection, close.
 

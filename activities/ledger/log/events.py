@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from activities.ledger.log.records import CeremonyAction, EventRecord, Outcome, Text
+from activities.ledger.log.records import CeremonyAction, EventRecord, Text
+from workflows.contracts.messages.ledger import Outcome
 from workflows.contracts.trust.canonical import Digest, Message, Name, Part, Signed, Time
 from workflows.contracts.trust.errors import BundleInvalid
 from workflows.contracts.trust.fields import Check, Mode, Purpose

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError
 
+from workflows.contracts.messages.ledger import Outcome
 from workflows.contracts.trust.canonical import Base64, Digest, Message, Name, Time, digest
 from workflows.contracts.trust.errors import LedgerCorrupt
 from workflows.contracts.trust.fields import Action
@@ -18,7 +19,6 @@ GENESIS = "sha256:" + "0" * 64
 """What the first event names as the digest of the one before it."""
 
 CeremonyAction = Action | Literal["import"]
-Outcome = Literal["done", "refused", "failed", "expired"]
 Status = Literal["staged", "active", "retired", "destroyed"]
 
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=1_000_000)]

@@ -32,7 +32,8 @@ from activities.ledger.log.events import (
     read_body,
     wrong,
 )
-from activities.ledger.log.records import CeremonyAction, EventRecord, Outcome
+from activities.ledger.log.records import CeremonyAction, EventRecord
+from workflows.contracts.messages.ledger import Outcome
 from workflows.contracts.names import parts_of
 from workflows.contracts.names import workflow_id as usual_workflow_id
 from workflows.contracts.trust.canonical import Signed

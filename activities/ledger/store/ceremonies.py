@@ -12,9 +12,10 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from activities.ledger.log.records import CeremonyRecord, Outcome, read_row
+from activities.ledger.log.records import CeremonyRecord, read_row
 from activities.ledger.store import chain
 from activities.ledger.store.models import Ceremony, Event
+from workflows.contracts.messages.ledger import Outcome
 from workflows.contracts.names import parts_of
 from workflows.contracts.trust.canonical import digest, format_time
 from workflows.contracts.trust.errors import CeremonyEnded, LedgerConflict, NotKnown

@@ -20,7 +20,6 @@ from activities.ledger.log.records import (
     CeremonyRecord,
     EventRecord,
     MasterKeyRecord,
-    Outcome,
     ProtectionRecord,
 )
 from activities.ledger.store import ceremonies, chain, protections, schema
@@ -29,6 +28,7 @@ from activities.ledger.store.database import UPGRADE, Database
 from activities.ledger.store.models import Ceremony, Event
 from activities.ledger.store.orders import Orders
 from activities.ledger.store.stops import Stops
+from workflows.contracts.messages.ledger import Outcome
 from workflows.contracts.trust.canonical import seconds
 from workflows.contracts.trust.errors import ConfigurationInvalid, LedgerConflict
 
