@@ -13,7 +13,7 @@ from pathlib import Path
 from activities.crypto.envelope import MASTER_KEY_BYTES, equal, key_check_value
 from activities.crypto.hpke import PrivateKey
 from activities.identity import Identity
-from activities.oneshot.process import Channel
+from activities.oneshot.child import Channel
 from activities.roster import HostTerms
 from workflows.contracts.messages.strongroom import Delivered
 from workflows.contracts.trust.authority import check_manifest

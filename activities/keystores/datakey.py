@@ -17,7 +17,7 @@ from activities.crypto.hpke import encrypt_to
 from activities.keystores import memory
 from activities.keystores.context import CallContext, KeystoreTerms
 from activities.keystores.kinds.base import KeyRef, WrappedKey
-from activities.oneshot.process import Channel
+from activities.oneshot.child import Channel
 from activities.oneshot.requests import Asked
 from workflows.contracts.messages.keystore import (
     CheckDataKey,

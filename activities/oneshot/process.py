@@ -1,21 +1,15 @@
-"""One-shot processes: started warm, hardened, used once, gone.
+"""One-shot processes as their worker sees them: started warm, used once, ended.
 
-Whatever sees a plaintext key runs in a child of a `multiprocessing` fork server. A child talks to its worker
-over one pipe in frames of bytes, watches a second pipe for the worker's end, does one thing and exits.
-If one dies, only its own call fails. CPython cannot erase memory; the end of the process does.
+Whatever sees a plaintext key runs in a child of a `multiprocessing` fork server; what happens inside it is
+`activities.oneshot.child`. If one dies, only its own call fails.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import importlib
 import json
 import logging
-import os
-import resource
 import sys
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context, reduction
@@ -23,112 +17,17 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import TypeVar
 
+from activities.oneshot.child import MAXIMUM_FRAME, child_main
 from activities.oneshot.installed import run_only_installed_code
 from workflows.contracts.trust.canonical import Message
-from workflows.contracts.trust.errors import BY_NAME, MasterKeyError, SessionLost
+from workflows.contracts.trust.errors import BY_NAME, SessionLost
 
 M = TypeVar("M", bound=Message)
 
-_MAXIMUM_FRAME = 16 * 1024 * 1024
 _REFILL_SECONDS = 0.5
 _REHEARSAL = "activities.oneshot.rehearsal"
-_PR_SET_DUMPABLE = 4
-_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
-_LIBC = ctypes.CDLL(None, use_errno=True)
 _CONTEXT = get_context("forkserver")
 _log = logging.getLogger(__name__)
-
-
-# --- the child's side ------------------------------------------------------------------------------------
-
-
-class Channel:
-    """The child's end of the pipe."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def receive(self) -> bytes:
-        """The next frame; raises EOFError when the worker has closed the pipe."""
-        return self._connection.recv_bytes(_MAXIMUM_FRAME)
-
-    def send(self, data: bytes) -> None:
-        """Answer with one frame."""
-        self._connection.send_bytes(b"+" + data)
-
-    def read(self, kind: type[M]) -> M:
-        """The next frame as a message."""
-        return kind.model_validate_json(self.receive())
-
-    def reply(self, message: Message) -> None:
-        """Answer with a message."""
-        self.send(message.model_dump_json().encode())
-
-    def receive_descriptor(self) -> int:
-        """The descriptor that the worker passes with `OneShot.call_with_descriptor`."""
-        return reduction.recv_handle(self._connection)
-
-    def refuse(self, error: MasterKeyError) -> None:
-        """Answer with an error of our own hierarchy."""
-        body = [type(error).__name__, error.message, error.next_step, error.subject]
-        self._connection.send_bytes(b"-" + json.dumps(body).encode())
-
-
-def harden() -> list[str]:
-    """Close the ways in which this process's memory could reach a disk or another process.
-
-    No core dump (`RLIMIT_CORE` 0), not dumpable and so not traceable by other processes of its user
-    (`prctl(2)`, `PR_SET_DUMPABLE`), and memory locked against swapping (`mlockall(2)`) where the limit
-    allows.
-
-    Returns:
-        A warning for each thing that could not be done.
-    """
-    warnings = []
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if _LIBC.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        warnings.append("the process could not be made undumpable")
-    # Locking under a small limit would make later allocations fail, so it is all or nothing.
-    unlimited = os.geteuid() == 0 or resource.getrlimit(resource.RLIMIT_MEMLOCK)[1] == resource.RLIM_INFINITY
-    if not unlimited:
-        warnings.append("memory is not locked: raise the limit (LimitMEMLOCK=infinity) or switch swap off")
-    elif _LIBC.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
-        warnings.append(f"memory is not locked: mlockall failed with errno {ctypes.get_errno()}")
-    return warnings
-
-
-def _exit_with(life: Connection) -> None:
-    # The worker never writes to this pipe: a read returns only when the worker is gone.
-    try:
-        life.recv_bytes()
-    except (EOFError, OSError):
-        os._exit(3)
-
-
-def child_main(target: str, connection: Connection, life: Connection) -> None:
-    """The life of a one-shot process: harden, report ready, run `target` ("module:function"), exit."""
-    threading.Thread(target=_exit_with, args=(life,), daemon=True).start()
-    channel = Channel(connection)
-    warnings = harden()
-    module, _, function = target.partition(":")
-    run = getattr(importlib.import_module(module), function)
-    channel.send(json.dumps(warnings).encode())
-    try:
-        run(channel)
-    except MasterKeyError as error:
-        channel.refuse(error)
-    except EOFError:
-        return
-    except Exception as error:  # noqa: BLE001 - its text may quote a secret, so only its kind leaves
-        channel.refuse(SessionLost(f"a one-shot process failed with {type(error).__name__}"))
-
-
-def _wake(readable: asyncio.Future[None]) -> None:
-    if not readable.done():
-        readable.set_result(None)
-
-
-# --- the worker's side -----------------------------------------------------------------------------------
 
 
 class OneShot:
@@ -177,7 +76,7 @@ class OneShot:
         finally:
             loop.remove_reader(descriptor)
         try:
-            frame = self._connection.recv_bytes(_MAXIMUM_FRAME)
+            frame = self._connection.recv_bytes(MAXIMUM_FRAME)
         except (EOFError, OSError):
             raise SessionLost("the one-shot process died before it answered") from None
         if frame[:1] == b"-":
@@ -222,7 +121,7 @@ class Pool:
         main = sys.modules["__main__"]
         main.__spec__ = None
         main.__dict__.pop("__file__", None)
-        _CONTEXT.set_forkserver_preload([__name__, target.partition(":")[0], *preload, _REHEARSAL])
+        _CONTEXT.set_forkserver_preload([child_main.__module__, target.partition(":")[0], *preload, _REHEARSAL])
 
     async def take(self) -> OneShot:
         """A process that is ready and has done nothing yet; the caller ends it with `release`."""
@@ -285,3 +184,8 @@ class Pool:
         theirs.close()
         life_theirs.close()
         return OneShot(process, ours, life_ours)
+
+
+def _wake(readable: asyncio.Future[None]) -> None:
+    if not readable.done():
+        readable.set_result(None)

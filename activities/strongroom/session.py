@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from activities.crypto import envelope, hpke
-from activities.oneshot.process import Channel
+from activities.oneshot.child import Channel
 from activities.oneshot.requests import Asked
 from activities.roster import HostTerms
 from activities.strongroom.datakeys import Session

@@ -21,7 +21,8 @@ from datetime import UTC, datetime, timedelta
 from activities.keystores import datakey
 from activities.keystores.context import KeystoreTerms
 from activities.keystores.kinds import preload
-from activities.oneshot.process import Channel, OneShot, Pool
+from activities.oneshot.child import Channel
+from activities.oneshot.process import OneShot, Pool
 from activities.oneshot.requests import Asked
 from activities.strongroom import session
 from activities.strongroom.session import SessionTerms

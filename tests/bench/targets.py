@@ -7,7 +7,7 @@ from collections.abc import Callable
 import psutil
 
 from activities.keystores import datakey
-from activities.oneshot.process import Channel
+from activities.oneshot.child import Channel
 from activities.strongroom import session
 
 SESSION = f"{__name__}:serve_session"

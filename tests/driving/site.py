@@ -49,7 +49,7 @@ NAMES = tuple(f"mk-{number}" for number in range(1500))
 _NAMESPACES = 40
 _HERE = Path(__file__).parents[2]
 _PRELOADED = (
-    "activities.oneshot.process",
+    "activities.oneshot.child",
     "activities.keystores.datakey",
     "activities.keystores.kinds.preload",
     "activities.keystores.kinds.transit",

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from activities.crypto.hpke import PrivateKey
-from activities.oneshot.process import Channel
+from activities.oneshot.child import Channel
 from workflows.contracts.trust.errors import KeyDisabled
 
 

@@ -21,7 +21,8 @@ import psutil
 import pytest
 
 from activities.oneshot import process, rehearsal
-from activities.oneshot.process import OneShot, Pool, child_main, harden
+from activities.oneshot.child import child_main, harden
+from activities.oneshot.process import OneShot, Pool
 from tests.support import eventually
 from workflows.contracts.trust.errors import KeyDisabled, SessionLost
 
@@ -214,11 +215,11 @@ def test_no_descendant_is_left_a_second_after_the_worker_was_killed(tmp_path: Pa
 
 def run_child(target: str, sent: bytes | None, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Run `child_main` in a thread; the frames that it sends."""
-    monkeypatch.setattr(process, "harden", lambda: ["a warning"])
+    monkeypatch.setattr("activities.oneshot.child.harden", lambda: ["a warning"])
     ours, theirs = Pipe()
     life_theirs, life_ours = Pipe(duplex=False)
     exits: list[int] = []
-    monkeypatch.setattr("activities.oneshot.process.os._exit", exits.append)
+    monkeypatch.setattr("activities.oneshot.child.os._exit", exits.append)
     thread = threading.Thread(target=child_main, args=(f"{HERE}:{target}", theirs, life_theirs))
     thread.start()
     frames = [ours.recv_bytes()]
@@ -274,10 +275,10 @@ class FakeLibc:
 def test_hardening_warns_of_what_it_could_not_do(
     monkeypatch: pytest.MonkeyPatch, answer: int, uid: int, limit: int, expected: list[str]
 ) -> None:
-    monkeypatch.setattr(process, "_LIBC", FakeLibc(answer))
-    monkeypatch.setattr("activities.oneshot.process.os.geteuid", lambda: uid)
-    monkeypatch.setattr("activities.oneshot.process.resource.setrlimit", lambda *_: None)
-    monkeypatch.setattr("activities.oneshot.process.resource.getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr("activities.oneshot.child._LIBC", FakeLibc(answer))
+    monkeypatch.setattr("activities.oneshot.child.os.geteuid", lambda: uid)
+    monkeypatch.setattr("activities.oneshot.child.resource.setrlimit", lambda *_: None)
+    monkeypatch.setattr("activities.oneshot.child.resource.getrlimit", lambda _: (limit, limit))
     warnings = harden()
     assert len(warnings) == len(expected)
     for warning, words in zip(warnings, expected, strict=True):

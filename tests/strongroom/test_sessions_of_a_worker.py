@@ -18,7 +18,8 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities.crypto import envelope, hpke
-from activities.oneshot.process import Channel, OneShot, Pool
+from activities.oneshot.child import Channel
+from activities.oneshot.process import OneShot, Pool
 from activities.oneshot.requests import Asked
 from activities.roster import HostTerms
 from activities.strongroom import session

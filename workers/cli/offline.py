@@ -169,7 +169,7 @@ def _new_passphrase() -> str:
 
 def _harden() -> None:
     """Keep this process's memory, which will hold a secret key, from core dumps, tracing and swap."""
-    from activities.oneshot.process import harden
+    from activities.oneshot.child import harden
 
     for warning in harden():
         OPTIONS.errors.print(f"note: {warning}", markup=False)
