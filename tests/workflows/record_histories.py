@@ -1,12 +1,14 @@
 """Record the histories of whole ceremonies on a real installation: `python -m tests.workflows.record_histories`.
 
-They are what `test_replay` replays: run this again whenever a workflow was changed on purpose. Nothing in
-them is secret; names of hosts, processes and files are replaced.
+They are what `test_replay` replays. Once for each version: what is kept is never written over, because whoever
+upgrades has ceremonies in flight with such histories (`workflows/README.md`). Nothing in them is secret; names of
+hosts, processes and files are replaced.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 import socket
@@ -24,8 +26,11 @@ from tests.driving.gates import wait_for_gates
 from tests.driving.reading import Handle, ended, eventually
 from tests.driving.site import SharedTemporal
 from tests.workflows.gated import GatedHouse
+from workers.audit.histories import workflow_of
+from workers.builds import build_id, product_version
 from workers.client import ceremonies as ceremony_client
 from workers.local.stack import CUSTODIANS, to_toml
+from workflows.catalogue import GATED
 from workflows.contracts import names
 from workflows.contracts.messages.report import ReportRequest
 from workflows.contracts.messages.requests import (
@@ -41,7 +46,10 @@ from workflows.contracts.messages.status import CeremonyStatus
 from workflows.contracts.trust.canonical import seconds
 from workflows.contracts.trust.stop import Ended
 
-FOLDER = Path(__file__).parent.parent / "histories"
+RELEASES = Path(__file__).parent.parent / "histories"
+"""A folder for each version: its histories, their checksums, and the build that made them."""
+FOLDER = RELEASES / product_version()
+SUMS, BUILD = "SHA256SUMS", "BUILD"
 QUORUM = CUSTODIANS[:3]
 LIGHT = ("alice", "carol", "dave")
 """A quorum without RSA: shorter histories."""
@@ -337,8 +345,26 @@ async def record(folder: Path) -> None:
 def main() -> None:
     """Record into the folder that is named, or the usual one."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
+    if (folder / SUMS).exists():
+        sys.exit(f"{folder.name} is recorded already: raise the version, its histories get a folder of their own")
     folder.mkdir(parents=True, exist_ok=True)
     asyncio.run(record(folder))
+    (folder / BUILD).write_text(f"{build_id()}\n", encoding="ascii")
+    (folder / SUMS).write_text(checksums(folder), encoding="ascii")
+
+
+def checksums(folder: Path) -> str:
+    """A line for each history, as `sha256sum` prints it."""
+    found = sorted(folder.glob("*.json"))
+    return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in found)
+
+
+def to_replay() -> list[Path]:
+    """The histories that this version must replay: all of its own, and of earlier ones those of gated workflows."""
+    gated = {workflow.__name__ for workflow in GATED}
+    return [
+        path for path in sorted(RELEASES.glob("*/*.json")) if path.parent == FOLDER or workflow_of(load(path)) in gated
+    ]
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ from temporalio.client import WorkflowHistory
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
-from tests.workflows.record_histories import FOLDER, load
+from tests.workflows.record_histories import FOLDER, load, to_replay
 from workers.audit.replay import audit
 from workflows import catalogue
 from workflows.contracts import names
 
-HISTORIES = sorted(FOLDER.glob("*.json"))
+HISTORIES = to_replay()
 QUICK = ("init-refused", "unseal-seal", "report", "seal")
 """With every kind of event among them, and short."""
 QUICK_ANSWERS = tuple(name for name in QUICK if name != "recover-hopeless")
