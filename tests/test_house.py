@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ MOST_LINES = 400
 MOST_STRONGROOM, MOST_SESSION = 680, 3_000
 """Lines of `activities/strongroom`, and of everything of ours that a session imports: an hour's reading."""
 _STRONGROOM = "activities/strongroom"
+_SESSION = "activities.strongroom.session"
 
 
 def _sources(*rooms: str) -> list[Path]:
@@ -103,7 +105,7 @@ def test_no_two_classes_have_one_name() -> None:
     assert not {name: count for name, count in names.items() if count > 1}
 
 
-def _closure(start: str) -> set[str]:
+def _closure(start: str, *, lazily: bool = False) -> set[str]:
     seen, todo = set(), [start]
     while todo:
         name = todo.pop()
@@ -111,14 +113,45 @@ def _closure(start: str) -> set[str]:
             continue
         seen.add(name)
         parents = [".".join(name.split(".")[:i]) for i in range(1, name.count(".") + 1)]
-        todo += [*_imports(_modules()[name], lazily=False), *parents]
+        todo += [*_imports(_modules()[name], lazily=lazily), *parents]
     return seen
 
 
 def test_the_strongroom_can_be_read_in_an_hour() -> None:
     assert sum(map(_lines, _sources(_STRONGROOM))) <= MOST_STRONGROOM
-    closure = _closure("activities.strongroom.session")
+    closure = _closure(_SESSION)
     assert sum(_lines(_modules()[name]) for name in closure) <= MOST_SESSION
+
+
+def _reading() -> list[tuple[Path, str]]:
+    """The rows of the strongroom's reading list: a file, and the test that breaks."""
+    text = (ROOT / _STRONGROOM / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w/]+\.py)` \|.*\| `([\w/]+\.py::\w+)` \|$", text, re.MULTILINE)
+    return [(ROOT / file, test) for file, test in rows]
+
+
+def test_the_strongrooms_reading_list_names_exactly_what_a_session_imports() -> None:
+    files = [file for file, _ in _reading()]
+    closure = {_modules()[name] for name in _closure(_SESSION, lazily=True)}
+    assert sorted(files) == sorted(path for path in closure if path.name != "__init__.py")
+    # What the list leaves out holds a line of text and no code.
+    assert [path for path in closure - set(files) if ast.parse(path.read_text(encoding="utf-8")).body[1:]] == []
+
+
+def test_the_strongrooms_reading_list_is_in_an_order_in_which_it_can_be_read() -> None:
+    read: set[str] = set()
+    for file, _ in _reading():
+        unread = {name for name in _imports(file) - read if _modules()[name].name != "__init__.py"}
+        assert not unread, f"{_module(file)} needs {unread} first"
+        read.add(_module(file))
+
+
+def test_every_test_that_the_strongrooms_reading_list_names_is_there() -> None:
+    for _, test in _reading():
+        file, _, name = test.partition("::")
+        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+        assert name in functions, test
 
 
 @pytest.mark.parametrize("room", ["activities/strongroom", "activities/crypto", "activities/oneshot"])
