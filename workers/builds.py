@@ -29,10 +29,9 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import WorkerDeploymentConfig
 
 import workflows
+from workflows.contracts.names import DEPLOYMENT
 from workflows.contracts.trust.errors import ConfigurationInvalid
 
-DEPLOYMENT = "masterkey-orchestrator"
-"""The deployment's name; the server calls a build `masterkey-orchestrator.BUILD`."""
 _PACKAGES = ("activities", "deploy", "workers", "workflows")
 _RPC_TIMEOUT = timedelta(seconds=10)
 _REGISTERED_SECONDS, _AGAIN_SECONDS = 60.0, 0.25

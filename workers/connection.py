@@ -18,7 +18,7 @@ from workflows.contracts.trust.errors import ConfigurationInvalid
 class ReadableFailures(DefaultFailureConverter):
     """Reads failures also when their details are nonsense.
 
-    The SDK would fail the workflow task for ever: one worker's failure could stop a ceremony for good.
+    The SDK would fail the workflow task for ever: one worker's failure could stop a ceremony permanently.
     """
 
     def from_failure(self, failure: Failure, payload_converter: PayloadConverter) -> BaseException:

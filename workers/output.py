@@ -7,8 +7,9 @@ import json
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from rich.console import Console
 
@@ -16,8 +17,13 @@ from workflows.contracts.trust.errors import MasterKeyError
 
 if TYPE_CHECKING:
     from workers.config import Configuration
+    from workflows.contracts.trust.chain import RosterChain
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+AUTO_UNSEAL = "auto-unseal"
+"""What people call the mode `seal`: `masterkey seal` is something else, the emergency stop."""
 
 
 @dataclass
@@ -36,9 +42,14 @@ class Options:
 
     def load(self) -> Configuration:
         """The configuration; raises ConfigurationInvalid."""
+        # Here and not above: the list of commands and every `--help` need no configuration.
         from workers.config import Configuration
 
         return Configuration.load(self.config)
+
+    def roster(self) -> RosterChain:
+        """The roster, verified from what the configuration pins of it."""
+        return self.load().roster_source().load()
 
 
 OPTIONS = Options()
@@ -56,6 +67,11 @@ def answer(data: dict[str, Any], text: Callable[[], None]) -> None:
 def plain(text: str) -> str:
     """`text` without what could move a cursor or hide a word: an orchestrator is not trusted with a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def shown(mode: str) -> str:
+    """A mode as people read it."""
+    return AUTO_UNSEAL if mode == "seal" else mode
 
 
 def say(message: str) -> None:
@@ -76,6 +92,16 @@ def refuse(error: MasterKeyError) -> None:
             "subject": error.subject,
         }
         sys.stdout.write(json.dumps(body) + "\n")
+
+
+def asynchronous(work: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """A command from the coroutine that does its work."""
+
+    @wraps(work)
+    def command(*arguments: P.args, **options: P.kwargs) -> None:
+        run(work(*arguments, **options))
+
+    return command
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -37,8 +37,7 @@ from activities.strongroom.activities import TARGET as STRONGROOM_TARGET
 from activities.strongroom.activities import StrongroomActivities
 from workers import builds
 from workers.builds import NEW_BUILDS, Release
-from workers.client import ceremonies as ceremony_client
-from workers.client import running
+from workers.client import running, upkeep
 from workers.config import Configuration
 from workers.connection import connect
 from workers.runner import StrictRunner
@@ -121,7 +120,7 @@ async def orchestrator(
     client = await connecting()
     await _check_search_attributes(client)
     before = await builds.known_builds(client) if how.versioned else await builds.check_unversioned(client)
-    await ceremony_client.schedule_collector(client)
+    await upkeep.schedule_collector(client)
     with ThreadPoolExecutor(max_workers=8, thread_name_prefix="ledger") as threads:
         activities = LedgerActivities(ledger, roster, configuration.bundle_places(), running.ended(client))
         worker = orchestrator_worker(client, activities.all(), threads, versioned=how.versioned)

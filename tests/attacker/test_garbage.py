@@ -17,6 +17,7 @@ from tests.attacker.test_bad_plans import approved, both_refuse, changed_shard, 
 from tests.conftest import Installation
 from tests.driving.reading import ended
 from workers.client import ceremonies as ceremony_client
+from workers.client import upkeep
 from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.messages.report import ReportRequest
 from workflows.contracts.messages.results import UnsealResult
@@ -109,7 +110,7 @@ async def test_a_ceremony_started_with_garbage_ends_and_the_record_stays_readabl
     assert len(ended.error.diagnostics) < 3000
     found = ceremonies.ledger.ceremonies(limit=500)
     assert all(entry.detail.isprintable() for entry in found)
-    report = await ceremony_client.report(ceremonies.client, ReportRequest(kind="ceremonies"))
+    report = await upkeep.report(ceremonies.client, ReportRequest(kind="ceremonies"))
     assert all(entry.detail.isprintable() for entry in report.ceremonies)
 
 

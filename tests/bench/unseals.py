@@ -89,7 +89,7 @@ class Unseals:
 
     async def approvals(self, handle: WorkflowHandle[Any, Any]) -> list[Signed]:
         """Approvals of three custodians, as soon as there is a plan to sign."""
-        while (status := await ceremony_client._status(handle)).phase != "quorum":  # noqa: ASYNC110 - it is in another process
+        while (status := await ceremony_client.status_of(handle)).phase != "quorum":  # noqa: ASYNC110 - it is in another process
             await asyncio.sleep(0.01)
         # Until the plan is in the ledger too: nothing of that is to be in what is measured.
         await asyncio.sleep(_PAUSE)

@@ -14,8 +14,15 @@ import pytest
 from tests.commands import masterkey
 from tests.conftest import Installation
 from tests.support import eventually
-from workers.cli.app import hoist
+from workers.cli.app import COMMANDS, hoist
+from workers.cli.ceremonies import LATER as LATER_OF_CEREMONY
+from workers.cli.lazy import load
+from workers.cli.options import mode_of
+from workers.cli.worker import LATER as LATER_OF_WORKER
 from workers.client.ssh import sign_with_key
+from workers.output import shown
+from workflows.catalogue import WORKFLOWS
+from workflows.contracts.names import WORKFLOW_TYPES
 
 
 def process(*words: str) -> subprocess.CompletedProcess[str]:
@@ -34,6 +41,33 @@ def test_options_may_stand_anywhere_but_not_behind_the_dashes() -> None:
         "cmd",
         "--json",
     ]
+
+
+def test_the_list_of_commands_says_of_each_what_it_says_of_itself() -> None:
+    listed = [*COMMANDS.values(), *LATER_OF_CEREMONY.values(), *LATER_OF_WORKER.values()]
+    assert [load(place).help.partition("\n\n")[0] for place, _ in listed] == [words for _, words in listed]
+
+
+def test_the_list_of_commands_needs_no_command() -> None:
+    words = [sys.executable, "-X", "importtime", "-m", "workers.cli", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "workers.cli.app" in imported
+    assert not {name.partition(".")[0] for name in imported} & {"temporalio", "sqlalchemy", "cryptography", "pyrage"}
+    assert not {name for name in imported if name.startswith("workers.client")}
+
+
+def test_a_client_knows_every_workflow_by_name_and_imports_none() -> None:
+    assert {workflow.__name__ for workflow in WORKFLOWS} == WORKFLOW_TYPES
+    words = [sys.executable, "-X", "importtime", "-c", "import workers.client.ceremonies, workers.cli.decide"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"temporalio.worker", "sqlalchemy", "workflows.catalogue", "workflows.init"}
+
+
+def test_people_say_auto_unseal_and_documents_record_seal() -> None:
+    assert [mode_of(word) for word in ("auto-unseal", "seal", "sss", None)] == ["seal", "seal", "sss", None]
+    assert [shown(mode) for mode in ("seal", "sss")] == ["auto-unseal", "sss"]
 
 
 def test_usage_errors_exit_with_2() -> None:
@@ -59,7 +93,7 @@ def test_no_temporal_is_said_plainly(installation: Installation) -> None:
 
 def test_a_statement_can_be_signed_elsewhere(installation: Installation, tmp_path: Path) -> None:
     stack, name = installation.stack, installation.fresh_name()
-    running = stack.masterkey("init", name, "--mode", "seal", "--keystore", "bao-1", "--no-wait")
+    running = stack.masterkey("init", name, "--mode", "auto-unseal", "--keystore", "bao-1", "--no-wait")
     key, file = installation.folder / "keys" / "bob", tmp_path / "statement"
 
     def words() -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from tests.keystores.test_offline import OfflineCeremony, OfflineKey
 from tests.world import NAMES, UNSEAL, World, now
 from workers.client import contribute as contribution
 from workers.client.contribute import Contributor
-from workers.client.offline_keystore import Custody
+from workers.client.offline_keystore import OfflineKeystore
 from workflows.contracts.messages.keystore import CheckDataKey, UnwrapDataKey
 from workflows.contracts.messages.protection import DekAnswer
 from workflows.contracts.messages.requests import Contribution, Wanted
@@ -437,11 +437,11 @@ def terms(unseal: Unseal, **changes: str) -> KeystoreTerms:
 
 
 @pytest.fixture
-def custody(unseal: Unseal) -> Callable[..., Custody]:
-    return lambda **changes: Custody(terms(unseal, **changes), unseal.world.chain)
+def custody(unseal: Unseal) -> Callable[..., OfflineKeystore]:
+    return lambda **changes: OfflineKeystore(terms(unseal, **changes), unseal.world.chain)
 
 
-async def test_a_one_shot_process_proves_and_unwraps(unseal: Unseal, custody: Callable[..., Custody]) -> None:
+async def test_a_one_shot_process_proves_and_unwraps(unseal: Unseal, custody: Callable[..., OfflineKeystore]) -> None:
     opened, keys = unseal.begin(), custody()
     try:
         await keys.prove_keys()
@@ -453,7 +453,7 @@ async def test_a_one_shot_process_proves_and_unwraps(unseal: Unseal, custody: Ca
         await keys.close()
 
 
-async def test_a_one_shot_process_refuses_by_itself(unseal: Unseal, custody: Callable[..., Custody]) -> None:
+async def test_a_one_shot_process_refuses_by_itself(unseal: Unseal, custody: Callable[..., OfflineKeystore]) -> None:
     keys = custody()
     try:
         with pytest.raises(ApprovalInvalid, match="none of the custodians of ks-5 approved"):
@@ -469,7 +469,7 @@ async def test_a_one_shot_process_refuses_by_itself(unseal: Unseal, custody: Cal
 
 
 async def test_a_custodian_with_other_keys_than_the_rosters_is_told_before_anything_is_sent(
-    unseal: Unseal, custody: Callable[..., Custody], tmp_path: Path
+    unseal: Unseal, custody: Callable[..., OfflineKeystore], tmp_path: Path
 ) -> None:
     other = OfflineKey(tmp_path, "other")
     for changes, complaint in (
@@ -494,7 +494,7 @@ def test_a_configuration_that_is_not_the_rosters_is_refused_at_once(unseal: Unse
         (terms(unseal).model_copy(update={"name": "ks-9"}), "names no offline keystore ks-9"),
     ):
         with pytest.raises(ConfigurationInvalid, match=complaint):
-            Custody(found, chain)
+            OfflineKeystore(found, chain)
 
 
 def test_the_terminal_is_given_back_with_its_echo() -> None:

@@ -115,12 +115,12 @@ def _other(asked: Expectations, events: Sequence[EventRecord], runs: Sequence[Ru
     wrong = []
     for event in events:
         some = asked.by_key.get(event.key, [])
-        complaints = [one.complaint(event) for one in some]
-        if "" in complaints or _by_others(asked, event, runs):
+        found = [one.disagreement(event) for one in some]
+        if "" in found or _by_others(asked, event, runs):
             continue
         # A second run of the same ceremony asks for what the ledger refuses: the first one's word counts as well.
-        complaint = complaints[0] if complaints else "it is in the event log, and the workflow did not record it"
-        wrong.append(f"event {event.seq} ({event.type}): {complaint}")
+        disagreement = found[0] if found else "it is in the event log, and the workflow did not record it"
+        wrong.append(f"event {event.seq} ({event.type}): {disagreement}")
     return wrong
 
 

@@ -62,7 +62,7 @@ class Expected:
     exact: bool = True
     kept: timedelta | None = None
 
-    def complaint(self, event: EventRecord) -> str:
+    def disagreement(self, event: EventRecord) -> str:
         """What an event under this key says otherwise; empty if nothing."""
         said = read_object(event.body)
         if (event.type, event.master_key) != (self.type, self.master_key):

@@ -15,29 +15,62 @@ from typing import Annotated, NoReturn
 import typer
 
 from activities.oneshot.installed import run_only_installed_code
-from workers.cli import (
-    audit,
-    builds,
-    bundle,
-    ceremonies,
-    contribute,
-    decide,
-    demo,
-    drill,
-    offline,
-    recover,
-    reshard,
-    roster,
-    run_workers,
-    seal,
-    unseal,
-)
+from workers.cli.lazy import group_of
 from workers.output import OPTIONS, answer, refuse, say
 from workflows.contracts.trust.errors import MasterKeyError
+
+COMMANDS = {
+    "demo": ("demo:demo", "The main jobs on the embedded stack, on this machine."),
+    "dev": (
+        "demo:dev",
+        "The embedded stack, kept up: Temporal with its web UI, ledger, emulators, all workers.",
+    ),
+    "init": ("init:init", "Create a MasterKey, once the governance quorum has approved."),
+    "status": ("status:status", "What protects a MasterKey, and what is running."),
+    "approve": ("decide:approve", "Sign, as a custodian, that a ceremony may go on."),
+    "reject": ("decide:reject", "Sign, as a custodian, that a ceremony shall not go on; this stands permanently."),
+    "contribute": (
+        "contribute:contribute",
+        "Give what a ceremony wants of your offline keystore; keep it running until it says that it is done.",
+    ),
+    "drill": (
+        "drill:drill",
+        "Prove that every shard still opens; exit 1 if one does not. Opens none, and needs no custodian.",
+    ),
+    "seal": (
+        "seal:seal",
+        "Emergency stop: nobody is served until a quorum lifts it. Exit 1 if somebody did not hear of it.",
+    ),
+    "reshard": (
+        "reshard:reshard",
+        "Protect a MasterKey again: other numbers, keystores, custodians or mode, or only newer key versions.",
+    ),
+    "destroy": (
+        "orders:destroy",
+        "Destroy the ciphertexts of a retired protection, once the governance quorum has approved.",
+    ),
+    "recover": (
+        "recover:recover",
+        "Disaster recovery: assess, propose, wait for the quorum, reconstruct, protect, prove, commit, report.",
+    ),
+    "unseal": (
+        "unseal:app",
+        "Receive a MasterKey: in sss mode once the custodians have approved, in auto-unseal mode at once.",
+    ),
+    "worker": ("worker:app", "Run one role in one process."),
+    "ledger": ("ledger:app", "The ledger's database."),
+    "roster": ("roster:app", "Who everyone is: the signed, versioned roster."),
+    "ceremony": ("ceremonies:app", "What is running, and what waits for whom."),
+    "offline": ("offline:app", "The keys of a keystore that has a custodian instead of a worker."),
+    "bundle": ("bundle:app", "The ledger as one portable file."),
+    "audit": ("audit:app", "What happened, and proof of it."),
+}
+"""Each command, in the order in which they are listed: a function or group of `workers.cli`, and what it is for."""
 
 app = typer.Typer(
     name="masterkey",
     help="Protects, releases and recovers a root key.",
+    cls=group_of(COMMANDS),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -54,32 +87,6 @@ def _options(
     OPTIONS.config, OPTIONS.json = config, as_json
     if version:
         raise typer.BadParameter("--version stands alone")
-
-
-app.command("demo")(demo.demo)
-app.command("dev")(demo.dev)
-run_workers.worker_app.command("builds")(builds.builds)
-run_workers.worker_app.command("promote")(builds.promote)
-ceremonies.app.command("end")(builds.end)
-ceremonies.app.command("move")(builds.move)
-app.add_typer(run_workers.worker_app, name="worker")
-app.add_typer(run_workers.ledger_app, name="ledger")
-app.add_typer(roster.app, name="roster")
-app.command("init")(ceremonies.init)
-app.command("status")(ceremonies.status)
-app.add_typer(ceremonies.app, name="ceremony")
-app.command("approve")(decide.approve)
-app.command("reject")(decide.reject)
-app.command("contribute")(contribute.contribute)
-app.add_typer(offline.app, name="offline")
-app.command("drill")(drill.drill)
-app.add_typer(bundle.app, name="bundle")
-app.add_typer(audit.app, name="audit")
-app.command("seal")(seal.seal)
-app.command("reshard")(reshard.reshard)
-app.command("destroy")(reshard.destroy)
-app.command("recover")(recover.recover)
-app.command("unseal", context_settings={"allow_extra_args": True, "ignore_unknown_options": False})(unseal.unseal)
 
 
 def hoist(arguments: Sequence[str]) -> list[str]:
@@ -121,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _say_version() -> None:
+    # Here and not above: no other command line asks for a digest of all code.
     from workers.builds import build_id, product_version, software
 
     data = {"version": product_version(), "build": build_id(), "code": software()}

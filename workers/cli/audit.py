@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.table import Table
 from rich.text import Text
+from temporalio.client import WorkflowExecutionStatus, WorkflowHistory
+from temporalio.service import RPCError
 
+from activities.ledger.bundle.export import export
+from activities.ledger.bundle.places import write_file
+from activities.ledger.bundle.verify import Verified
+from activities.ledger.bundle.verify import verify as check
+from activities.ledger.log.describe import name_of, tell
+from activities.ledger.log.records import EventRecord
+from activities.ledger.log.signed import read_evidence
+from workers.audit.compare import Compared, Run, audit_run, compare_with_log
+from workers.audit.histories import read_history
 from workers.cli.bundle import describe, own_ledger, say_verified, verified_file
-from workers.output import OPTIONS, answer, plain, run, say
+from workers.client import upkeep
+from workers.config import Configuration
+from workers.connection import connect
+from workers.output import OPTIONS, answer, asynchronous, plain, say
+from workflows.contracts.trust.canonical import digest
+from workflows.contracts.trust.chain import RosterChain
 from workflows.contracts.trust.errors import BundleInvalid, CeremonyEnded, ConfigurationInvalid, NotKnown
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from temporalio.client import WorkflowHistory
-
-    from activities.ledger.bundle.verify import Verified
-    from activities.ledger.log.records import EventRecord
-    from workers.audit.compare import Compared, Run
-    from workers.config import Configuration
-    from workflows.contracts.trust.chain import RosterChain
-
-app = typer.Typer(help="What happened, and proof of it.", no_args_is_help=True)
+app = typer.Typer(help="What happened, and proof of it.", no_args_is_help=True, add_completion=False)
 
 BundleOption = Annotated[
     Path | None, typer.Option("--bundle", help="Read this bundle instead of the configured ledger.")
@@ -52,8 +58,6 @@ def log(
 
     A bundle is verified as a whole first; of a ledger, the hash chain, and each signature that a name stands for.
     """
-    from activities.ledger.log.describe import tell
-
     found = _log(OPTIONS.load(), bundle)
     wanted = [
         event for event in found.events if name in (None, event.master_key) and ceremony in (None, event.ceremony)
@@ -112,7 +116,8 @@ def verify(
 
 
 @app.command("replay")
-def replay(
+@asynchronous
+async def replay(
     ceremony: Annotated[str | None, typer.Argument(help="A ceremony, whose histories Temporal has.")] = None,
     history: Annotated[
         list[Path] | None,
@@ -128,8 +133,7 @@ def replay(
     """
     if (ceremony is None) == (not history):
         raise typer.BadParameter("either a ceremony or --history")
-    found = run(_replay(ceremony, history or [], bundle, out))
-    if not found:
+    if not await _replay(ceremony, history or [], bundle, out):
         raise typer.Exit(1)
 
 
@@ -151,9 +155,6 @@ class _Audit:
 
 
 async def _replay(ceremony: str | None, files: list[Path], bundle: Path | None, out: Path | None) -> bool:
-    from workers.audit.compare import audit_run, compare_with_log
-    from workers.audit.histories import read_history
-
     configuration = OPTIONS.load()
     if ceremony is None:
         runs = [await audit_run(read_history(path)) for path in files]
@@ -233,19 +234,13 @@ def _line(text: str) -> str:
 
 async def _fetch(ceremony: str) -> list[tuple[WorkflowHistory, bool]]:
     """The histories of a ceremony that has ended, and of who holds what it released; and whether each runs still."""
-    from temporalio.client import WorkflowExecutionStatus
-    from temporalio.service import RPCError
-
-    from workers.client import ceremonies as ceremony_client
-    from workers.connection import connect
-
     client = await connect()
     try:
         found = []
-        runs = await ceremony_client.runs(client, ceremony)
+        runs = await upkeep.runs(client, ceremony)
         if any(entry.status == WorkflowExecutionStatus.RUNNING for entry in runs):
             raise CeremonyEnded(f"{ceremony} is running still", next_step="replay it once it has ended")
-        for entry in [*runs, *await ceremony_client.holds(client, ceremony)]:
+        for entry in [*runs, *await upkeep.leases(client, ceremony)]:
             history = await client.get_workflow_handle(entry.id, run_id=entry.run_id).fetch_history()
             found.append((history, entry.status == WorkflowExecutionStatus.RUNNING))
     except RPCError as error:
@@ -258,10 +253,6 @@ async def _fetch(ceremony: str) -> list[tuple[WorkflowHistory, bool]]:
 
 def _approved(events: Sequence[EventRecord], chain: RosterChain) -> list[str]:
     """Who approved the plan that was put last, each signature verified."""
-    from activities.ledger.log.describe import name_of
-    from activities.ledger.log.signed import read_evidence
-    from workflows.contracts.trust.errors import BundleInvalid
-
     plans = [event.key.removeprefix("ledger:plan-made:") for event in events if event.type == "plan-made"]
     if not plans:
         return []
@@ -274,8 +265,6 @@ def _approved(events: Sequence[EventRecord], chain: RosterChain) -> list[str]:
 
 
 def _keep(folder: Path, entry: Run) -> Path:
-    from activities.ledger.bundle.places import write_file
-    from workflows.contracts.trust.canonical import digest
 
     text = entry.history.to_json().encode()
     path = folder / f"{entry.ceremony or 'workflow'}.{entry.workflow[:40]}.{digest(text)[7:19]}.json"
@@ -297,9 +286,6 @@ def _log(configuration: Configuration, bundle: Path | None) -> _Log:
 
 def _verified_ledger(configuration: Configuration) -> Verified:
     """The whole ledger, verified as the bundle that it would make."""
-    from activities.ledger.bundle.export import export
-    from activities.ledger.bundle.verify import verify as check
-
     pinned = configuration.roster
     data = export(own_ledger(configuration), configuration.roster_source()).data
     return check(data, genesis=pinned.genesis, minimum_version=pinned.minimum_version)

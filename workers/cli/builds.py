@@ -12,16 +12,13 @@ from workers import builds as known
 from workers.audit.compare import audit_run
 from workers.client import running
 from workers.connection import connect
-from workers.output import OPTIONS, answer, plain, run, say
+from workers.output import OPTIONS, answer, asynchronous, plain, say
 from workflows.contracts.trust.errors import PlanInvalid
 
 
-def builds() -> None:
+@asynchronous
+async def builds() -> None:
     """Which builds of the orchestrator there are, which ceremonies each still has, and whether a worker serves it."""
-    run(_builds())
-
-
-async def _builds() -> None:
     client = await connect()
     found, alive = await known.known_builds(client), await running.builds_alive(client)
     runs = [one async for one in running.running(client)]
@@ -72,7 +69,8 @@ def _told(one: running.Running) -> dict[str, str]:
     }
 
 
-def promote(
+@asynchronous
+async def promote(
     build: Annotated[str | None, typer.Argument(help="Id of a build; this installation's by default.")] = None,
     ramp: Annotated[
         float | None, typer.Option(min=0, max=100, help="Give it this percentage of new ceremonies instead of all.")
@@ -84,54 +82,44 @@ def promote(
     """Make a build current: new ceremonies begin on it. To go back to an older one, name that."""
     if unversioned and (build is not None or ramp is not None):
         raise typer.BadParameter("--unversioned goes with neither a build nor --ramp")
-    run(_promote("" if unversioned else build or known.build_id(), ramp))
-
-
-async def _promote(build: str, share: float | None) -> None:
-    client = await connect()
+    build, client = "" if unversioned else build or known.build_id(), await connect()
     if build and build not in {one.build for one in await known.known_builds(client)}:
         raise PlanInvalid(f"Temporal knows no build {build}", next_step="see `masterkey worker builds`")
-    if share is None:
+    if ramp is None:
         await known.promote(client, build)
         said = f"build {build} is current" if build else "no build is current"
     else:
-        await known.ramp(client, build, share)
-        said = f"build {build} gets {share:g} % of new ceremonies"
-    answer({"build": build, "share": share}, lambda: say(said))
+        await known.ramp(client, build, ramp)
+        said = f"build {build} gets {ramp:g} % of new ceremonies"
+    answer({"build": build, "share": ramp}, lambda: say(said))
 
 
-def end(
+@asynchronous
+async def end(
     ceremony: Annotated[str, typer.Argument(help="Id of a ceremony, or of a workflow, as a command printed it.")],
     reason: Annotated[str, typer.Option(help="Kept in Temporal's history.")] = "ended with `masterkey ceremony end`",
 ) -> None:
     """End a ceremony before its time, or a run that is none and holds a MasterKey. What is committed stands."""
-    run(_end(ceremony, reason))
+    said = await running.end(await connect(), ceremony, reason)
+    answer({"ended": ceremony, "what": said}, lambda: say(said))
 
 
-async def _end(name: str, reason: str) -> None:
-    said = await running.end(await connect(), name, reason)
-    answer({"ended": name, "what": said}, lambda: say(said))
-
-
-def move(
+@asynchronous
+async def move(
     ceremony: Annotated[str, typer.Argument(help="Id of a ceremony that waits for a build.")],
 ) -> None:
     """Let this installation's build go on with a ceremony that another began: only if it does the very same."""
-    run(_move(ceremony))
-
-
-async def _move(name: str) -> None:
     client, target = await connect(), known.build_id()
-    found = await running.find(client, name)
+    found = await running.find(client, ceremony)
     handle = client.get_workflow_handle(found.workflow_id, run_id=found.run_id)
     audited = await audit_run(await handle.fetch_history(), running=True)
     if audited.differences:
         raise PlanInvalid(
-            f"build {target} would go on with {name} in another way ({audited.differences[0]})",
-            next_step=f"start an orchestrator of build {found.build}, or end it: masterkey ceremony end {name}",
+            f"build {target} would go on with {ceremony} in another way ({audited.differences[0]})",
+            next_step=f"start an orchestrator of build {found.build}, or end it: masterkey ceremony end {ceremony}",
         )
-    before = await running.move(client, name, target)
+    before = await running.move(client, ceremony, target)
     answer(
-        {"ceremony": name, "from": before, "to": target},
-        lambda: say(f"{name} goes on with build {target} (it was on {before})"),
+        {"ceremony": ceremony, "from": before, "to": target},
+        lambda: say(f"{ceremony} goes on with build {target} (it was on {before})"),
     )

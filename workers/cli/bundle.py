@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
+from temporalio.client import WorkflowFailureError
+from temporalio.service import RPCError
 
-from workers.output import OPTIONS, answer, run, say
+from activities.ledger.bundle.export import export as make
+from activities.ledger.bundle.format import check_size
+from activities.ledger.bundle.import_ import Served, agreed_roster, import_bundle
+from activities.ledger.bundle.places import file_name, write_everywhere, write_file
+from activities.ledger.bundle.verify import Verified
+from activities.ledger.bundle.verify import verify as check
+from activities.ledger.store.ledger import Ledger
+from workers.cli.options import KeyOption, YesOption
+from workers.cli.signing import sign
+from workers.client import upkeep
+from workers.client.ssh import public_key_of
+from workers.config import Configuration
+from workers.connection import connect
+from workers.output import OPTIONS, answer, run, say, shown
+from workflows.contracts.trust.canonical import Signed, digest, seconds
+from workflows.contracts.trust.chain import RosterChain, RosterFile
 from workflows.contracts.trust.errors import ApprovalInvalid, ConfigurationInvalid, NotKnown
+from workflows.contracts.trust.import_approval import IMPORT_LIFETIME, ImportApproval, render_import
+from workflows.contracts.trust.signatures import fingerprint
 
-if TYPE_CHECKING:
-    from activities.ledger.bundle.import_ import Served
-    from activities.ledger.bundle.verify import Verified
-    from activities.ledger.store.ledger import Ledger
-    from workers.config import Configuration
-    from workflows.contracts.trust.canonical import Signed
-    from workflows.contracts.trust.chain import RosterChain
-
-app = typer.Typer(help="The ledger as one portable file.", no_args_is_help=True)
+app = typer.Typer(help="The ledger as one portable file.", no_args_is_help=True, add_completion=False)
 
 FileArgument = Annotated[Path, typer.Argument(help="A bundle.")]
 
@@ -31,17 +42,10 @@ def export(
     file: Annotated[Path | None, typer.Argument(help="Where to write it; the configured places by default.")] = None,
 ) -> None:
     """Write the ledger's bundle; needs the ledger's database."""
-    from activities.ledger.bundle.export import export as make
-    from activities.ledger.bundle.places import file_name, write_everywhere, write_file
-    from workflows.contracts.trust.canonical import digest
-
     configuration = OPTIONS.load()
     exported = make(own_ledger(configuration), configuration.roster_source())
     if file is not None:
-        try:
-            write_file(file, exported.data)
-        except OSError as error:
-            raise ConfigurationInvalid(f"cannot write {file}: {error.strerror}") from None
+        _write(file, exported.data)
         places: tuple[str, ...] = (str(file),)
     elif configured := configuration.bundle_places():
         places = write_everywhere(configured, file_name(exported.head), exported.data)
@@ -69,19 +73,12 @@ def verify(file: FileArgument) -> None:
 @app.command("approve")
 def approve(
     file: FileArgument,
-    key: Annotated[Path, typer.Option(help="Your SSH private key, or its public half if an agent holds it.")],
+    key: KeyOption,
     out: Annotated[Path | None, typer.Option(help="File for your approval; next to the bundle by default.")] = None,
     days: Annotated[float, typer.Option(help="How long it counts, 30 at most.")] = 7.0,
-    yes: Annotated[bool, typer.Option("--yes", help="Sign without asking.")] = False,
+    yes: YesOption = False,
 ) -> None:
     """Sign, as a custodian, that this bundle may become the ledger where there is none."""
-    from activities.ledger.bundle.import_ import agreed_roster
-    from activities.ledger.bundle.places import write_file
-    from workers.client.ssh import public_key_of, sign_with_key
-    from workflows.contracts.trust.canonical import Signed, seconds
-    from workflows.contracts.trust.import_approval import IMPORT_LIFETIME, ImportApproval, render_import
-    from workflows.contracts.trust.signatures import fingerprint
-
     configuration = OPTIONS.load()
     verified = verified_file(configuration, file)
     chain, now = agreed_roster(verified.chain, _own_roster(configuration)), seconds(datetime.now(UTC))
@@ -97,19 +94,9 @@ def approve(
         raise ApprovalInvalid(f"{key} is no custodian's key in the roster", next_step="see `masterkey roster show`")
     words = render_import(document.canonical(), chain, now)
     say(words)
-    if not yes:
-        if not sys.stdin.isatty():
-            raise ConfigurationInvalid("nobody can be asked here", next_step="add --yes to sign without asking")
-        if not typer.confirm(f"\nSign this with {key}?", err=True):
-            raise ApprovalInvalid("not signed", next_step="nothing was written")
-    signed = Signed(
-        document=document.canonical().decode(), signature=sign_with_key(document.canonical(), key, ImportApproval.TYPE)
-    )
+    signed = sign(document, key, yes=yes, unchanged="nothing was written")
     place = out or file.with_name(f"{file.name}.{custodian.name}.approval")
-    try:
-        write_file(place, signed.model_dump_json().encode())
-    except OSError as error:
-        raise ConfigurationInvalid(f"cannot write {place}: {error.strerror}") from None
+    _write(place, signed.model_dump_json().encode())
     told = {"approval": str(place), "bundle": verified.terms.bundle, "words": words}
     answer(told, lambda: say(f"\nwrote {place}; whoever imports the bundle gives it with --approval"))
 
@@ -122,8 +109,6 @@ def import_(
     ] = None,
 ) -> None:
     """Fill an empty ledger from a bundle, or add to one what it lacks. Never overwrites."""
-    from activities.ledger.bundle.import_ import import_bundle
-
     configuration = OPTIONS.load()
     verified = verified_file(configuration, file)
     ours, approvals = _own_roster(configuration), [_approval(path) for path in approval or ()]
@@ -151,14 +136,8 @@ def import_(
 
 async def _ask_keystores(verified: Verified) -> Served | None:
     """What keystore workers say that they serve; None if nobody can be asked: in a disaster there may be nobody."""
-    from temporalio.client import WorkflowFailureError
-    from temporalio.service import RPCError
-
-    from workers.client import ceremonies as ceremony_client
-    from workers.connection import connect
-
     try:
-        found = await ceremony_client.ask_keystores(await connect(), verified.chain)
+        found = await upkeep.ask_keystores(await connect(), verified.chain)
     except (ConfigurationInvalid, WorkflowFailureError, RPCError) as error:
         reason = error.message if isinstance(error, ConfigurationInvalid) else "no orchestrator answers"
         say(f"note: keystores were not asked what they serve ({reason}): this may not be the newest bundle")
@@ -178,15 +157,13 @@ def say_verified(what: str, verified: Verified) -> None:
         stopped = f", STOPPED by {entry.stops} orders" if entry.stops else ""
         say(f"{entry.name}: KCV {entry.kcv}, highest epoch {entry.epoch}{stopped}")
         for one in entry.protections:
-            say(f"  epoch {one.epoch} {one.status} {one.purpose}: {one.mode} {one.threshold} of {one.count}")
+            say(f"  epoch {one.epoch} {one.status} {one.purpose}: {shown(one.mode)} {one.threshold} of {one.count}")
     for doubt in verified.doubts:
         say(f"note: {doubt}")
 
 
 def own_ledger(configuration: Configuration) -> Ledger:
     """The configured ledger; raises ConfigurationInvalid if there is none, or not of this code's schema."""
-    from activities.ledger.store.ledger import Ledger
-
     ledger = Ledger(configuration.ledger_url())
     ledger.check()
     return ledger
@@ -199,22 +176,22 @@ def _own_roster(configuration: Configuration) -> RosterChain | None:
 
 
 def _write_roster(configuration: Configuration, verified: Verified) -> None:
-    from activities.ledger.bundle.places import write_file
-    from workflows.contracts.trust.chain import RosterFile
 
     path = configuration.roster_source().file
-    try:
-        write_file(path, RosterFile(versions=verified.bundle.roster).model_dump_json(indent=1).encode() + b"\n")
-    except OSError as error:
-        raise ConfigurationInvalid(f"imported, but cannot write the roster {path}: {error.strerror}") from None
+    data = RosterFile(versions=verified.bundle.roster).model_dump_json(indent=1).encode() + b"\n"
+    _write(path, data, "imported, but cannot write the roster")
     say(f"wrote {path}: roster version {verified.chain.current.number}, from the bundle")
+
+
+def _write(path: Path, data: bytes, failed: str = "cannot write") -> None:
+    try:
+        write_file(path, data)
+    except OSError as error:
+        raise ConfigurationInvalid(f"{failed} {path}: {error.strerror}") from None
 
 
 def verified_file(configuration: Configuration, file: Path) -> Verified:
     """A bundle, verified from the roster that is pinned here; raises NotKnown or BundleInvalid."""
-    from activities.ledger.bundle.format import check_size
-    from activities.ledger.bundle.verify import verify as check
-
     try:
         check_size(file.stat().st_size)
         data = file.read_bytes()
@@ -225,9 +202,6 @@ def verified_file(configuration: Configuration, file: Path) -> Verified:
 
 
 def _approval(path: Path) -> Signed:
-    from pydantic import ValidationError
-
-    from workflows.contracts.trust.canonical import Signed
 
     try:
         return Signed.model_validate_json(path.read_bytes())

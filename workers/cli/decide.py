@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
+from temporalio.client import Client
 
-from workers.output import OPTIONS, answer, run, say
+from workers.cli.options import CeremonyArgument, KeyOption, YesOption
+from workers.cli.protections import describe_stop, protections
+from workers.cli.signing import sign
+from workers.client import ceremonies, upkeep
+from workers.client.ssh import public_key_of
+from workers.connection import connect
+from workers.output import OPTIONS, answer, asynchronous, say
+from workflows.contracts.messages.report import ReportRequest
+from workflows.contracts.trust.canonical import Signed, seconds
+from workflows.contracts.trust.difference import difference
 from workflows.contracts.trust.errors import ApprovalInvalid, ConfigurationInvalid, MasterKeyError, NotKnown
+from workflows.contracts.trust.plan import Approval, Plan, parse_plan
+from workflows.contracts.trust.signatures import fingerprint
+from workflows.contracts.trust.statement import render_approval
 
 _PLANNING_SECONDS = 30
 """How long to wait for the plan of a ceremony that has just been started."""
 
-KeyOption = Annotated[Path, typer.Option(help="Your SSH private key, or its public half if an agent holds it.")]
-YesOption = Annotated[bool, typer.Option("--yes", help="Sign without asking.")]
+_Decision = Literal["approve", "reject"]
+_MaybeKey = Annotated[Path | None, typer.Option(help="Your SSH key, or its public half if an agent holds it.")]
+_StatementOption = Annotated[Path | None, typer.Option(help="A statement that was signed elsewhere.")]
+_SignatureOption = Annotated[Path | None, typer.Option(help="Its signature.")]
 
 
-def statement(
-    ceremony: Annotated[str, typer.Argument(help="Id of a ceremony.")],
+@asynchronous
+async def statement(
+    ceremony: CeremonyArgument,
     key: KeyOption,
     decision: Annotated[str, typer.Option(help="approve or reject.")] = "approve",
     out: Annotated[Path | None, typer.Option(help="Write the bytes to sign to this file.")] = None,
@@ -35,8 +50,9 @@ def statement(
     """
     if decision not in ("approve", "reject"):
         raise ConfigurationInvalid("--decision is approve or reject")
-    document = run(_statement(ceremony, key, "approve" if decision == "approve" else "reject", None))
-    words = _render(document)
+    approval = await _statement(await connect(), ceremony, key, "approve" if decision == "approve" else "reject", None)
+    document = approval.canonical()
+    words = render_approval(document, OPTIONS.roster())
     if out is not None:
         out.write_bytes(document)
 
@@ -48,31 +64,33 @@ def statement(
     answer({"statement": document.decode(), "words": words}, text)
 
 
-def approve(
-    ceremony: Annotated[str, typer.Argument(help="Id of a ceremony.")],
-    key: Annotated[Path | None, typer.Option(help="Your SSH key, or its public half if an agent holds it.")] = None,
+@asynchronous
+async def approve(
+    ceremony: CeremonyArgument,
+    key: _MaybeKey = None,
     yes: YesOption = False,
     hours: Annotated[float | None, typer.Option(help="How long your approval counts.")] = None,
-    statement: Annotated[Path | None, typer.Option(help="A statement that was signed elsewhere.")] = None,
-    signature: Annotated[Path | None, typer.Option(help="Its signature.")] = None,
+    statement: _StatementOption = None,
+    signature: _SignatureOption = None,
 ) -> None:
     """Sign, as a custodian, that a ceremony may go on."""
-    _decide("approve", ceremony, key, yes, hours, statement, signature)
+    await _decide("approve", ceremony, key, yes, hours, statement, signature)
 
 
-def reject(
-    ceremony: Annotated[str, typer.Argument(help="Id of a ceremony.")],
-    key: Annotated[Path | None, typer.Option(help="Your SSH key, or its public half if an agent holds it.")] = None,
+@asynchronous
+async def reject(
+    ceremony: CeremonyArgument,
+    key: _MaybeKey = None,
     yes: YesOption = False,
-    statement: Annotated[Path | None, typer.Option(help="A statement that was signed elsewhere.")] = None,
-    signature: Annotated[Path | None, typer.Option(help="Its signature.")] = None,
+    statement: _StatementOption = None,
+    signature: _SignatureOption = None,
 ) -> None:
-    """Sign, as a custodian, that a ceremony shall not go on; this stands for good."""
-    _decide("reject", ceremony, key, yes, None, statement, signature)
+    """Sign, as a custodian, that a ceremony shall not go on; this stands permanently."""
+    await _decide("reject", ceremony, key, yes, None, statement, signature)
 
 
-def _decide(
-    decision: Literal["approve", "reject"],
+async def _decide(
+    decision: _Decision,
     ceremony: str,
     key: Path | None,
     yes: bool,
@@ -80,36 +98,18 @@ def _decide(
     statement_file: Path | None,
     signature_file: Path | None,
 ) -> None:
-    from workers.client import ceremonies as ceremony_client
-    from workers.client.ssh import sign_with_key
-    from workers.connection import connect
-    from workflows.contracts.trust.canonical import Signed
-    from workflows.contracts.trust.plan import Approval
-
     if statement_file is not None and signature_file is not None:
-        document, signature = statement_file.read_bytes(), signature_file.read_text(encoding="ascii")
-        said = Approval.parse(document)
-        if (said.decision, said.plan.ceremony) != (decision, ceremony):
-            raise ApprovalInvalid(f"{statement_file} says {said.decision} of {said.plan.ceremony}")
-        say(_render(document))
+        signed = _signed_elsewhere(decision, ceremony, statement_file, signature_file)
+        client = await connect()
     elif key is not None and statement_file is None and signature_file is None:
-        document = run(_statement(ceremony, key, decision, hours))
-        say(_render(document))
-        run(_say_difference(document))
-        if not yes:
-            if not sys.stdin.isatty():
-                raise ConfigurationInvalid("nobody can be asked here", next_step="add --yes to sign without asking")
-            if not typer.confirm(f"\nSign this with {key}?", err=True):
-                raise ApprovalInvalid("not signed", next_step="nothing was sent")
-        signature = sign_with_key(document, key, Approval.TYPE)
+        client = await connect()
+        approval = await _statement(client, ceremony, key, decision, hours)
+        say(render_approval(approval.canonical(), OPTIONS.roster()))
+        await _say_difference(client, approval.plan)
+        signed = sign(approval, key, yes=yes)
     else:
         raise ConfigurationInvalid("give --key, or --statement and --signature")
-    signed = Signed(document=document.decode(), signature=signature)
-
-    async def send() -> Any:
-        return await ceremony_client.submit(await connect(), ceremony, signed)
-
-    outcome = run(send())
+    outcome = await ceremonies.submit(client, ceremony, signed)
 
     def text() -> None:
         again = " (it was recorded before)" if outcome.state == "duplicate" else ""
@@ -119,21 +119,22 @@ def _decide(
     answer(outcome.model_dump(mode="json"), text)
 
 
-async def _statement(ceremony: str, key: Path, decision: Literal["approve", "reject"], hours: float | None) -> bytes:
-    from workers.client import ceremonies as ceremony_client
-    from workers.client.ssh import public_key_of
-    from workers.connection import connect
-    from workflows.contracts.trust.canonical import seconds
-    from workflows.contracts.trust.plan import Approval, parse_plan
-    from workflows.contracts.trust.signatures import fingerprint
+def _signed_elsewhere(decision: _Decision, ceremony: str, statement_file: Path, signature_file: Path) -> Signed:
+    document, signature = statement_file.read_bytes(), signature_file.read_text(encoding="ascii")
+    said = Approval.parse(document)
+    if (said.decision, said.plan.ceremony) != (decision, ceremony):
+        raise ApprovalInvalid(f"{statement_file} says {said.decision} of {said.plan.ceremony}")
+    say(render_approval(document, OPTIONS.roster()))
+    return Signed(document=document.decode(), signature=signature)
 
-    public_key = public_key_of(key)
-    client = await connect()
-    found = await ceremony_client.status(client, ceremony)
+
+async def _statement(client: Client, ceremony: str, key: Path, decision: _Decision, hours: float | None) -> Approval:
+    custodian = fingerprint(public_key_of(key))
+    found = await ceremonies.status(client, ceremony)
     deadline = time.monotonic() + _PLANNING_SECONDS
     while found.plan is None and found.phase in ("planning", "assessing") and time.monotonic() < deadline:
         await asyncio.sleep(0.2)
-        found = await ceremony_client.status(client, ceremony)
+        found = await ceremonies.status(client, ceremony)
     if found.plan is None:
         raise NotKnown(
             f"ceremony {ceremony} has no plan to decide on ({found.phase})",
@@ -142,33 +143,26 @@ async def _statement(ceremony: str, key: Path, decision: Literal["approve", "rej
     plan, now = parse_plan(found.plan), seconds(datetime.now(UTC))
     if plan.ceremony != ceremony:
         raise ApprovalInvalid("the plan that came is of another ceremony")
-    expires = plan.expires if hours is None else min(plan.expires, now + timedelta(seconds=round(hours * 3600)))
     return Approval(
         decision=decision,
         plan=plan,
         plan_digest=plan.digest,
-        custodian=fingerprint(public_key),
+        custodian=custodian,
         issued=now,
-        expires=expires,
-    ).canonical()
+        expires=plan.expires if hours is None else min(plan.expires, now + timedelta(seconds=round(hours * 3600))),
+    )
 
 
-async def _say_difference(document: bytes) -> None:
+async def _say_difference(client: Client, plan: Plan) -> None:
     """What a plan changes, from manifests whose signatures and digests are checked here."""
-    from workers.cli.topology import manifests
-    from workers.connection import connect
-    from workflows.contracts.trust.difference import difference
-    from workflows.contracts.trust.plan import Approval
-
-    plan = Approval.parse(document).plan
     if plan.stops is not None:
-        await _say_stops(plan.master_key, plan.stops)
+        await _say_stops(client, plan.master_key, plan.stops)
     if plan.target is None or plan.source is None:
         return
     before = None
     if plan.target.predecessor is not None:
         try:
-            found = {digest: m for m, digest, _ in await manifests(await connect(), plan.master_key)}
+            found = {entry.manifest.digest: m for m, entry in await protections(client, plan.master_key)}
             before = found[plan.target.predecessor]
         except (MasterKeyError, KeyError):
             say("\n  WARNING: the protection that this replaces could not be shown: compare the digest above yourself")
@@ -178,15 +172,10 @@ async def _say_difference(document: bytes) -> None:
         say(f"    {line}")
 
 
-async def _say_stops(master_key: str, digests: Sequence[str]) -> None:
+async def _say_stops(client: Client, master_key: str, digests: Sequence[str]) -> None:
     """Who ordered the stops that a plan lifts, and why."""
-    from workers.cli.ceremonies import describe_stop
-    from workers.client import ceremonies as ceremony_client
-    from workers.connection import connect
-    from workflows.contracts.messages.report import ReportRequest
-
-    roster = OPTIONS.load().roster_source().load().current
-    report = await ceremony_client.report(await connect(), ReportRequest(kind="status", master_key=master_key))
+    roster = OPTIONS.roster().current
+    report = await upkeep.report(client, ReportRequest(kind="status", master_key=master_key))
     known = {signed.digest: describe_stop(signed, roster) for signed in report.stops}
     say("\n  these stops are lifted:")
     for digest in digests:
@@ -197,9 +186,3 @@ async def _say_stops(master_key: str, digests: Sequence[str]) -> None:
             else "one that only keystores know"
         )
         say(f"    {words}  ({digest})")
-
-
-def _render(document: bytes) -> str:
-    from workflows.contracts.trust.statement import render_approval
-
-    return render_approval(document, OPTIONS.load().roster_source().load())

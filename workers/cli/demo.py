@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
+from workers.local.demo import run_demo
+from workers.local.dev import run_dev
+
 
 def demo(
     keep: Annotated[Path | None, typer.Option(help="Leave files and logs in this folder.")] = None,
 ) -> None:
-    """The whole tour on the embedded stack, on this machine."""
-    from workers.local.demo import run_demo
-
+    """The main jobs on the embedded stack, on this machine."""
     run_demo(keep)
 
 
@@ -21,6 +22,4 @@ def dev(
     folder: Annotated[Path, typer.Option(help="Holds databases, keys, configuration and logs.")] = Path("run"),
 ) -> None:
     """The embedded stack, kept up: Temporal with its web UI, ledger, emulators, all workers."""
-    from workers.local.dev import run_dev
-
     run_dev(folder)

@@ -7,24 +7,28 @@ reads it.
 
 from __future__ import annotations
 
-import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated, cast
 
 import typer
 from pydantic import TypeAdapter, ValidationError
 
+from activities.identity import generate_identity
+from activities.keystores.kinds import age_keys
+from activities.keystores.kinds.offline import Offline, OfflineSettings
+from activities.keystores.kinds.registry import parse_settings
+from activities.oneshot.child import harden
+from activities.private import write_private
+from workers.client.paper import Page, read_page
 from workers.output import OPTIONS, answer, say
 from workflows.contracts.trust.canonical import Name
 from workflows.contracts.trust.errors import ConfigurationInvalid
 
-if TYPE_CHECKING:
-    from activities.keystores.kinds.offline import OfflineSettings
-
-app = typer.Typer(help="The keys of a keystore that has a custodian instead of a worker.", no_args_is_help=True)
+app = typer.Typer(
+    help="The keys of a keystore that has a custodian instead of a worker.", no_args_is_help=True, add_completion=False
+)
 
 PassphraseOption = Annotated[bool, typer.Option("--passphrase", help="Encrypt the age key; asks on the terminal.")]
 
@@ -37,9 +41,6 @@ def keygen(
     passphrase: PassphraseOption = False,
 ) -> None:
     """Make a dedicated age key and an identity key, and print what roster and configuration need."""
-    from activities.identity import generate_identity
-
-    age_keys = _age_keys()
     try:
         TypeAdapter(Name).validate_python(name)
     except ValidationError:
@@ -96,15 +97,12 @@ def paper(
 ) -> None:
     """Print a page of paper: what this keystore is, how to use it, and its secret key if asked for."""
     settings, identity = _settings(name), None
-    from activities.keystores.kinds.offline import Offline
-    from workers.client.paper import Page
-
     if with_key:
         _harden()
         identity = Offline(name, settings).identity()
     page = Page(name, settings.recipient, datetime.now(UTC), identity).render()
     if out is not None:
-        _write_new(out, page)
+        write_private(out, page.encode())
 
     def text() -> None:
         if out is not None:
@@ -123,9 +121,6 @@ def read(
     passphrase: PassphraseOption = False,
 ) -> None:
     """Read a page that was typed in again, say which line is wrong, and write the age key."""
-    age_keys = _age_keys()
-    from workers.client.paper import read_page
-
     _harden()
     try:
         text = sys.stdin.read() if str(page) == "-" else page.read_text(encoding="utf-8")
@@ -147,8 +142,6 @@ def read(
 
 
 def _settings(name: str) -> OfflineSettings:
-    from activities.keystores.kinds.registry import parse_settings
-
     configuration = OPTIONS.load()
     settings = parse_settings(name, configuration.keystore_terms(name).settings)
     if settings.type != "offline":
@@ -160,7 +153,6 @@ def _settings(name: str) -> OfflineSettings:
 
 
 def _new_passphrase() -> str:
-    age_keys = _age_keys()
     typed: str = age_keys.ask_passphrase("New passphrase of the age key: ")
     if age_keys.ask_passphrase("The same again: ") != typed:
         raise ConfigurationInvalid("the two passphrases differ", next_step="try again; nothing was written")
@@ -169,28 +161,5 @@ def _new_passphrase() -> str:
 
 def _harden() -> None:
     """Keep this process's memory, which will hold a secret key, from core dumps, tracing and swap."""
-    from activities.oneshot.child import harden
-
     for warning in harden():
         OPTIONS.errors.print(f"note: {warning}", markup=False)
-
-
-def _write_new(path: Path, text: str) -> None:
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise ConfigurationInvalid(f"{path} exists already", next_step="choose another place") from None
-    except OSError as error:
-        raise ConfigurationInvalid(f"cannot write {path}: {error.strerror}") from None
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-
-
-def _age_keys() -> ModuleType:
-    try:
-        from activities.keystores.kinds import age_keys
-    except ModuleNotFoundError:
-        raise ConfigurationInvalid(
-            "the Python module 'pyrage' is not installed here", next_step="install openkcm-masterkey[offline]"
-        ) from None
-    return age_keys

@@ -1,27 +1,30 @@
-"""Live progress of a ceremony: what it waits for, who has decided, which keystores have answered."""
+"""A ceremony from its start to its end, as the command line shows it: what it waits for, and what came of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
 from rich.console import Group
 from rich.live import Live
 from rich.text import Text
+from temporalio.client import Client, WorkflowHandle
 
-from workers.output import OPTIONS, plain
+from workers.client import ceremonies
+from workers.output import OPTIONS, answer, plain, say
+from workflows.contracts.messages.status import CeremonyStatus, KeystoreHealth
+from workflows.contracts.trust.canonical import Message, Signed
 
-if TYPE_CHECKING:
-    from workflows.contracts.messages.status import CeremonyStatus, KeystoreHealth
+M = TypeVar("M", bound=Message)
 
 _SAID = {
     "assessing": "asking every keystore whether it can still give back its part",
     "reconstructing": "opening the old protection and making the new one, in one session of the strongroom",
     "proving": "every keystore proves that it can give back its new part; nothing is changed yet",
-    "committing": "the new protection is put in force, and keystores are told of it",
-    "stopping": "telling keystores and recipients to stop",
-    "ordering": "the quorum stands: doing it, and telling the keystores",
+    "committing": "the new protection is put in force, and keystores are notified of it",
+    "stopping": "notifying keystores and recipients to stop",
+    "ordering": "the quorum stands: doing it, and notifying the keystores",
     "waiting": "too little answers at the moment: it tries again, and goes on by itself when it can",
 }
 _HEALTHY = ("healthy", "offline")
@@ -86,3 +89,63 @@ def live() -> Iterator[Callable[[CeremonyStatus], None]]:
             last[:] = now
 
     yield show
+
+
+def as_json(result: Message) -> dict[str, Any]:
+    """A result for programs: of a manifest its digest, by which it is named everywhere."""
+    data, manifest = result.model_dump(mode="json"), getattr(result, "manifest", None)
+    return {**data, "manifest": manifest.digest} if isinstance(manifest, Signed) else data
+
+
+async def run_ceremony(
+    client: Client,
+    workflow: str,
+    request: ceremonies.Request,
+    result: type[M],
+    words: Callable[[M], None],
+    *,
+    wait: bool,
+) -> None:
+    """Start a ceremony that people decide, and see it to its end.
+
+    Args:
+        client: of Temporal.
+        workflow: its type.
+        request: what it is started with.
+        result: what it ends with.
+        words: says the result to people.
+        wait: for the end; else the answer is the ceremony's id alone.
+
+    Raises:
+        MasterKeyError: the ceremony's own failure.
+    """
+    handle = await ceremonies.start(client, workflow, request)
+    say(was_started(str(request.ceremony)))
+    await conclude(handle, str(request.ceremony), result, words, wait=wait)
+
+
+def was_started(ceremony: str) -> str:
+    """The line that says so, and what comes next."""
+    return f"ceremony {ceremony} was started; custodians decide with: masterkey approve {ceremony}"
+
+
+async def conclude(
+    handle: WorkflowHandle[Any, Any],
+    ceremony: str,
+    result: type[M],
+    words: Callable[[M], None],
+    *,
+    wait: bool,
+) -> None:
+    """See a ceremony that was started to its end; see `run_ceremony`."""
+    if not wait:
+        answer({"ceremony": ceremony}, lambda: None)
+        return
+    found = await watched(handle, result)
+    answer(as_json(found), lambda: words(found))
+
+
+async def watched(handle: WorkflowHandle[Any, Any], result: type[M]) -> M:
+    """Wait for a ceremony's end, showing progress; raises its own failure."""
+    with live() as show:
+        return await ceremonies.watch(handle, result, show)

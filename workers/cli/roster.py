@@ -15,6 +15,8 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
+from workers.cli.options import KeyOption, YesOption
+from workers.cli.signing import confirm
 from workers.client.ssh import sign_with_key
 from workers.output import OPTIONS, answer, say
 from workflows.contracts.trust.canonical import seconds
@@ -29,7 +31,7 @@ from workflows.contracts.trust.chain import (
 from workflows.contracts.trust.errors import ConfigurationInvalid, RosterInvalid
 from workflows.contracts.trust.roster import Roster
 
-app = typer.Typer(help="Who everyone is: the signed, versioned roster.", no_args_is_help=True)
+app = typer.Typer(help="Who everyone is: the signed, versioned roster.", no_args_is_help=True, add_completion=False)
 
 
 @app.command("init")
@@ -70,8 +72,8 @@ def propose(description: Annotated[Path, typer.Argument(help="TOML description o
 
 @app.command("sign")
 def sign(
-    key: Annotated[Path, typer.Option(help="Your SSH private key, or its public half if an agent holds it.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Sign without asking.")] = False,
+    key: KeyOption,
+    yes: YesOption = False,
 ) -> None:
     """Sign the proposed version, as a custodian of the version before."""
     path, file, chain = _load()
@@ -81,8 +83,7 @@ def sign(
     proposed = Roster.parse(document)
     for line in _difference(chain.current, proposed):
         say(line)
-    if not yes and not typer.confirm(f"Sign version {proposed.number} ({proposed.digest})?", err=True):
-        raise RosterInvalid("not signed", next_step="nothing was changed")
+    confirm(f"Sign version {proposed.number} ({proposed.digest})?", yes=yes, unchanged="nothing was changed")
     signature = sign_with_key(document, key, Roster.TYPE)
     version = RosterVersion(document=file.proposed.document, signatures=(*file.proposed.signatures, signature))
     signers = signers_of(version, chain.current.change, chain.current)

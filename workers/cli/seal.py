@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from workers.cli.progress import live
-from workers.cli.reshard import order, say_told
-from workers.cli.topology import validated
-from workers.output import OPTIONS, answer, run, say
-from workflows.contracts.trust.errors import ApprovalInvalid, ConfigurationInvalid
+from workers.cli.options import NameArgument, YesOption
+from workers.cli.orders import order, say_acknowledged
+from workers.cli.progress import as_json, watched
+from workers.cli.requests import request, validated
+from workers.cli.signing import sign
+from workers.client import ceremonies
+from workers.client.ssh import public_key_of
+from workers.connection import connect
+from workers.output import OPTIONS, answer, asynchronous, say
+from workflows.contracts.messages.requests import SealRequest
+from workflows.contracts.messages.results import SealResult
+from workflows.contracts.trust.canonical import seconds
+from workflows.contracts.trust.errors import ConfigurationInvalid
+from workflows.contracts.trust.signatures import fingerprint
+from workflows.contracts.trust.statement import render_stop
+from workflows.contracts.trust.stop import Stop
 
-if TYPE_CHECKING:
-    from workflows.contracts.messages.results import SealResult
-    from workflows.contracts.trust.canonical import Signed
-    from workflows.contracts.trust.stop import Stop
 
-
-def seal(
-    name: Annotated[str, typer.Argument(help="Name of the MasterKey.")],
+@asynchronous
+async def seal(
+    name: NameArgument,
     key: Annotated[Path | None, typer.Option(help="Your SSH key, or its public half if an agent holds it.")] = None,
     reason: Annotated[str, typer.Option(help="Why, in one line; it is recorded.")] = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Sign without asking.")] = False,
+    yes: YesOption = False,
     lift: Annotated[
         bool, typer.Option("--lift", help="Lift all stops, once the governance quorum has approved.")
     ] = False,
@@ -35,61 +41,31 @@ def seal(
 ) -> None:
     """Emergency stop: nobody is served until a quorum lifts it. Exit 1 if somebody did not hear of it."""
     if lift:
-        run(order(name, "lift", None, "", deadline_hours, wait))
+        await order(await connect(), name, "lift", wait=wait, deadline_hours=deadline_hours)
         return
     if key is None:
         raise ConfigurationInvalid("a stop is signed", next_step="add --key FILE, a custodian's SSH key")
-    signed = _sign(name, key, reason, yes)
-    if not run(_seal(name, signed, patience)):
+    stop = request(
+        Stop,
+        "seal",
+        name,
+        reason=reason,
+        custodian=fingerprint(public_key_of(key)),
+        issued=seconds(datetime.now(UTC)),
+    )
+    say(render_stop(stop.canonical(), OPTIONS.roster()))
+    signed = sign(stop, key, yes=yes)
+    fields = {"ceremony": stop.ceremony, "master_key": name, "stop": signed, "patience_seconds": patience}
+    asked = validated(SealRequest, fields, "seal")
+    result = await watched(await ceremonies.start(await connect(), "SealWorkflow", asked), SealResult)
+    answer(as_json(result), lambda: _say(result))
+    if any(not one.acknowledged for one in result.keystores) or any(one.state != "ended" for one in result.holders):
         raise typer.Exit(1)
-
-
-def _sign(name: str, key: Path, reason: str, yes: bool) -> tuple[Stop, Signed]:
-    from workers.client.ssh import public_key_of, sign_with_key
-    from workflows.contracts.names import new_ceremony_id
-    from workflows.contracts.trust.canonical import Signed, seconds
-    from workflows.contracts.trust.signatures import fingerprint
-    from workflows.contracts.trust.statement import render_stop
-    from workflows.contracts.trust.stop import Stop
-
-    fields = {
-        "master_key": name,
-        "ceremony": new_ceremony_id(name, "seal"),
-        "reason": reason,
-        "custodian": fingerprint(public_key_of(key)),
-        "issued": seconds(datetime.now(UTC)),
-    }
-    stop = validated(Stop, fields, "seal")  # type: ignore[type-var]
-    document = stop.canonical()
-    say(render_stop(document, OPTIONS.load().roster_source().load()))
-    if not yes:
-        if not sys.stdin.isatty():
-            raise ConfigurationInvalid("nobody can be asked here", next_step="add --yes to sign without asking")
-        if not typer.confirm(f"\nSign this with {key}?", err=True):
-            raise ApprovalInvalid("not signed", next_step="nothing was sent")
-    return stop, Signed(document=document.decode(), signature=sign_with_key(document, key, Stop.TYPE))
-
-
-async def _seal(name: str, signed: tuple[Stop, Signed], patience: int) -> bool:
-    from workers.client import ceremonies as ceremony_client
-    from workers.connection import connect
-    from workflows.contracts.messages.requests import SealRequest
-    from workflows.contracts.messages.results import SealResult
-
-    stop, order_ = signed
-    fields = {"ceremony": stop.ceremony, "master_key": name, "stop": order_, "patience_seconds": patience}
-    request = validated(SealRequest, fields, "seal")
-    handle = await ceremony_client.start(await connect(), "SealWorkflow", request)
-    with live() as show:
-        result = await ceremony_client.watch(handle, SealResult, show)
-    answer(result.model_dump(mode="json"), lambda: _say(result))
-    heard = all(one.acknowledged for one in result.keystores)
-    return heard and all(one.state == "ended" for one in result.holders)
 
 
 def _say(result: SealResult) -> None:
     say(f"{result.master_key} is stopped by {result.ordered_by} ({result.stop})")
-    say_told(result.keystores)
+    say_acknowledged(result.keystores)
     for one in result.holders:
         detail = f": {one.detail}" if one.detail else ""
         say(f"  {one.workflow} {'has ended' if one.state == 'ended' else 'DID NOT END (' + one.state + ')'}{detail}")

@@ -12,19 +12,36 @@ from typing import Annotated, Any
 
 import typer
 
+from activities import recipient
 from activities.oneshot.installed import environment_of_others
-from workers.cli.progress import live
-from workers.output import OPTIONS, answer, run, say
+from activities.oneshot.process import Pool
+from workers.cli.options import NameArgument
+from workers.cli.progress import was_started, watched
+from workers.client import ceremonies, upkeep
+from workers.client.lease import acknowledge, keep_lease
+from workers.connection import connect
+from workers.output import OPTIONS, answer, asynchronous, say
+from workflows.contracts.messages.report import ReportRequest
+from workflows.contracts.messages.requests import HoldRequest, UnsealRequest
+from workflows.contracts.messages.results import UnsealResult
+from workflows.contracts.names import new_ceremony_id
+from workflows.contracts.trust.authority import check_manifest
+from workflows.contracts.trust.canonical import Signed, seconds
 from workflows.contracts.trust.errors import ConfigurationInvalid, NotKnown, SessionLost
+from workflows.contracts.trust.validity import SEAL_REQUEST_LIFETIME
+
+app = typer.Typer(add_completion=False)
 
 DESCRIPTOR_VARIABLE = "MASTERKEY_FD"
 """Names, for the program that `--exec` runs, the number of the descriptor to read 32 bytes from."""
 _PREPARE_SECONDS = 20
 
 
-def unseal(
+@app.command(context_settings={"allow_extra_args": True})
+@asynchronous
+async def unseal(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name of the MasterKey.")],
+    name: NameArgument,
     execute: Annotated[
         bool, typer.Option("--exec", help="Run the command after `--`; it reads 32 bytes from $MASTERKEY_FD.")
     ] = False,
@@ -32,28 +49,10 @@ def unseal(
     deadline_hours: Annotated[float, typer.Option(help="How long the custodians may take (sss).")] = 72.0,
     purpose: Annotated[str, typer.Option(help="Which protection: primary or emergency.")] = "primary",
 ) -> None:
-    """Receive a MasterKey: in sss mode once the custodians have approved, in seal mode at once."""
+    """Receive a MasterKey: in sss mode once the custodians have approved, in auto-unseal mode at once."""
     if execute == (fd is not None) or (execute and not context.args):
         raise typer.BadParameter("say where the key shall go: either --exec -- COMMAND..., or --fd NUMBER")
-    code = run(_unseal(name, list(context.args) if execute else [], fd, deadline_hours, purpose))
-    if code != 0:
-        raise typer.Exit(code)
-
-
-async def _unseal(name: str, command: Sequence[str], fd: int | None, deadline_hours: float, purpose: str) -> int:
-    from activities import recipient
-    from activities.oneshot.process import Pool
-    from workers.client import ceremonies as ceremony_client
-    from workers.client.lease import acknowledge, hold
-    from workers.connection import connect
-    from workflows.contracts.messages.report import ReportRequest
-    from workflows.contracts.messages.requests import HoldRequest, UnsealRequest
-    from workflows.contracts.messages.results import UnsealResult
-    from workflows.contracts.names import new_ceremony_id
-    from workflows.contracts.trust.authority import check_manifest
-    from workflows.contracts.trust.canonical import Signed, seconds
-    from workflows.contracts.trust.validity import SEAL_REQUEST_LIFETIME
-
+    command = list(context.args) if execute else []
     configuration = OPTIONS.load()
     section, source = configuration.need_recipient(), configuration.roster_source()
     chain = source.load()
@@ -64,7 +63,7 @@ async def _unseal(name: str, command: Sequence[str], fd: int | None, deadline_ho
             next_step="get it from those who made the key (`masterkey init` printed it), never from the ledger",
         )
     client = await connect()
-    found = await ceremony_client.report(client, ReportRequest(kind="protection", master_key=name))
+    found = await upkeep.report(client, ReportRequest(kind="protection", master_key=name))
     active = [entry for entry in found.protections if entry.status == "active"]
     manifests = [(check_manifest(entry.manifest, chain), entry.manifest) for entry in active]
     chosen = [(manifest, signed) for manifest, signed in manifests if manifest.purpose == purpose]
@@ -100,12 +99,11 @@ async def _unseal(name: str, command: Sequence[str], fd: int | None, deadline_ho
             request=signed,
             quorum_timeout_seconds=int(lifetime.total_seconds()),
         )
-        handle = await ceremony_client.start(client, "UnsealWorkflow", request)
+        handle = await ceremonies.start(client, "UnsealWorkflow", request)
         if manifest.mode == "sss":
-            say(f"ceremony {terms.ceremony} was started; custodians decide with: masterkey approve {terms.ceremony}")
+            say(was_started(terms.ceremony))
             say("keep this command running: the key to open the delivery exists only in it")
-        with live() as show:
-            result = await ceremony_client.watch(handle, UnsealResult, show)
+        result = await watched(handle, UnsealResult)
         handover = recipient.Handover(delivered=result.delivered).model_dump_json().encode()
         child = await _hand_over(process, handover, command, fd)
     finally:
@@ -113,11 +111,11 @@ async def _unseal(name: str, command: Sequence[str], fd: int | None, deadline_ho
         await pool.close()
     code, stopped = 0, False
     if child is not None:
-        holding = HoldRequest(ceremony=terms.ceremony, master_key=name)
-        heard = await hold(client, holding, child, source)
-        if heard is not None:
-            await acknowledge(client, *heard, configuration.path(section.identity))
-        code, stopped = child.returncode, heard is not None
+        lease = HoldRequest(ceremony=terms.ceremony, master_key=name)
+        stop = await keep_lease(client, lease, child, source)
+        if stop is not None:
+            await acknowledge(client, *stop, configuration.path(section.identity))
+        code, stopped = child.returncode, stop is not None
     data = {
         "ceremony": result.ceremony,
         "master_key": name,
@@ -130,7 +128,8 @@ async def _unseal(name: str, command: Sequence[str], fd: int | None, deadline_ho
     }
     end = "; a custodian's stop ended the program" if stopped else ""
     answer(data, lambda: say(f"{name} was delivered; served by {', '.join(result.served_by)}{end}"))
-    return 1 if stopped else code
+    if stopped or code != 0:
+        raise typer.Exit(1 if stopped else code)
 
 
 async def _hand_over(

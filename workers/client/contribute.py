@@ -11,7 +11,6 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
 from temporalio.client import (
@@ -23,7 +22,7 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from workers.client import ceremonies as ceremony_client
+from workers.client.ceremonies import BUSY, RPC_TIMEOUT, ceremony, status_of
 from workflows.calls.failures import from_failure
 from workflows.contracts.messages.keystore import CheckDataKey, UnwrapDataKey
 from workflows.contracts.messages.ledger import ENDS
@@ -49,14 +48,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0
 """How long after its last word a custodian says again that they are present: each costs the ceremony history."""
 _MOST_FAILURES = 3
 _RETRY_SECONDS = 2.0
-_RPC_TIMEOUT = timedelta(seconds=10)
-_BUSY = (
-    RPCStatusCode.UNAVAILABLE,
-    RPCStatusCode.FAILED_PRECONDITION,
-    RPCStatusCode.DEADLINE_EXCEEDED,
-    RPCStatusCode.CANCELLED,
-    RPCStatusCode.RESOURCE_EXHAUSTED,
-)
 
 
 class Counterpart(Protocol):
@@ -107,23 +98,23 @@ class Remote:
         await self._patiently(lambda: self._contribute(given, update))
 
     async def _look(self) -> tuple[CeremonyStatus, Wanted]:
-        handle = self._handle or await ceremony_client.ceremony(self._client, self._ceremony)
-        status = await handle.query("status", result_type=CeremonyStatus, rpc_timeout=_RPC_TIMEOUT)
+        handle = self._handle or await ceremony(self._client, self._ceremony)
+        status = await status_of(handle)
         if status.ceremony != self._ceremony:
             # The next ceremony that changes this MasterKey has taken over the workflow's id.
-            handle = await ceremony_client.ceremony(self._client, self._ceremony)
-            status = await handle.query("status", result_type=CeremonyStatus, rpc_timeout=_RPC_TIMEOUT)
+            handle = await ceremony(self._client, self._ceremony)
+            status = await status_of(handle)
         self._handle = handle
         if status.phase in ENDS:
             return status, Wanted()
-        return status, await handle.query("wanted", result_type=Wanted, rpc_timeout=_RPC_TIMEOUT)
+        return status, await handle.query("wanted", result_type=Wanted, rpc_timeout=RPC_TIMEOUT)
 
     async def _contribute(self, given: Contribution, update: str) -> None:
-        handle = self._handle or await ceremony_client.ceremony(self._client, self._ceremony)
-        await handle.execute_update("contribute", given, id=update, result_type=Wanted, rpc_timeout=_RPC_TIMEOUT)
+        handle = self._handle or await ceremony(self._client, self._ceremony)
+        await handle.execute_update("contribute", given, id=update, result_type=Wanted, rpc_timeout=RPC_TIMEOUT)
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        told = False
+        said = False
         while True:
             try:
                 return await ask()
@@ -138,16 +129,16 @@ class Remote:
             except RPCError as error:
                 if error.status == RPCStatusCode.NOT_FOUND:
                     raise NotKnown(f"there is no ceremony {self._ceremony}, or it is over") from None
-                if error.status not in _BUSY:
+                if error.status not in BUSY:
                     raise KeystoreUnavailable(f"Temporal answered {error.status.name}") from None
-            if not told:
-                told = True
+            if not said:
+                said = True
                 self._tell("no orchestrator answers at this moment; waiting")
             await asyncio.sleep(_RETRY_SECONDS)
 
 
 class Keys(Protocol):
-    """What a contributor needs of a `Custody`."""
+    """What a contributor needs of an `OfflineKeystore`."""
 
     name: str
 
@@ -213,7 +204,7 @@ class Contributor:
     async def _step(self, status: CeremonyStatus, wanted: Wanted) -> bool:
         """Do one thing that is wanted; whether all is done."""
         name, now = self.keys.name, time.monotonic()
-        plan = self._plan(status)
+        plan = parse_plan(status.plan) if status.plan is not None else None
         checks = [one for one in wanted.checks if one.keystore == name and _key(one) not in self._answered]
         unwraps = [one for one in wanted.unwraps if one.keystore == name and _key(one) not in self._answered]
         useful = name in wanted.keystores or bool(unwraps)
@@ -222,18 +213,15 @@ class Contributor:
         self._quiet_since = now
         if checks:
             await self._begin(plan)
-            await self._answer(checks[0], self._check(checks[0]))
+            await self._answer(checks[0])
         elif unwraps:
             await self._begin(parse_plan(unwraps[0].authority.plan))
-            await self._answer(unwraps[0], self._unwrap(unwraps[0]))
+            await self._answer(unwraps[0])
         elif plan is not None and now >= self._next_presence:
             await self._begin(plan)
-            await self._send(self._presence(), lambda now_wanted: name in now_wanted.keystores)
+            await self._send(self._made(None), lambda now_wanted: name in now_wanted.keystores)
             self._next_presence, self._pause = time.monotonic() + self._pause, min(2 * self._pause, LONGEST_PAUSE)
         return False
-
-    def _plan(self, status: CeremonyStatus) -> Plan | None:
-        return parse_plan(status.plan) if status.plan is not None else None
 
     def _owes_proof(self, plan: Plan | None) -> bool:
         """Whether a proof of a new shard in this keystore must come still."""
@@ -253,11 +241,11 @@ class Contributor:
             await self.keys.prove_keys()
             self._proven = True
 
-    async def _answer(self, request: CheckDataKey | UnwrapDataKey, made: Awaitable[Contribution]) -> None:
+    async def _answer(self, request: CheckDataKey | UnwrapDataKey) -> None:
         def asked(wanted: Wanted) -> bool:
             return _key(request) in [*map(_key, wanted.checks), *map(_key, wanted.unwraps)]
 
-        if not await self._send(made, asked):
+        if not await self._send(self._made(request), asked):
             return
         self._answered.add(_key(request))
         what = f"{'check' if isinstance(request, CheckDataKey) else 'data-key'} of shard {request.index}"
@@ -284,13 +272,12 @@ class Contributor:
         self._failures = 0
         return True
 
-    async def _presence(self) -> Contribution:
-        return Contribution(keystore=self.keys.name, present=True)
-
-    async def _check(self, request: CheckDataKey) -> Contribution:
-        return Contribution(keystore=self.keys.name, check=await self.keys.check(request))
-
-    async def _unwrap(self, request: UnwrapDataKey) -> Contribution:
+    async def _made(self, request: CheckDataKey | UnwrapDataKey | None) -> Contribution:
+        """What answers a request; where there is none, that the custodian is present."""
+        if request is None:
+            return Contribution(keystore=self.keys.name, present=True)
+        if isinstance(request, CheckDataKey):
+            return Contribution(keystore=self.keys.name, check=await self.keys.check(request))
         return Contribution(keystore=self.keys.name, dek=await self.keys.unwrap(request))
 
     def _narrate(self, status: CeremonyStatus) -> None:

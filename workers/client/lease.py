@@ -1,4 +1,4 @@
-"""Holding a MasterKey: a program runs with it, and a custodian's stop ends that program.
+"""The lease of a MasterKey: a program runs with it, and a custodian's stop ends that program.
 
 The command line waits for the program's end and for a stop at once. It verifies a stop by the roster that it has
 pinned: an orchestrator alone can end nothing. Then it ends the program, and says so, signed.
@@ -32,7 +32,7 @@ _GRACE_SECONDS = 10.0
 _AGAIN_SECONDS = 5.0
 
 
-async def hold(
+async def keep_lease(
     client: Client, request: HoldRequest, child: subprocess.Popen[bytes], source: RosterSource
 ) -> tuple[Stop, HoldRequest] | None:
     """Wait until the program ends, or a stop ends it.
@@ -44,19 +44,19 @@ async def hold(
         source: the pinned roster.
 
     Returns:
-        The stop that ended it, if one did, and how it was heard of: the caller acknowledges it.
+        The stop that ended it, if one did, and how it was learned: the caller acknowledges it.
     """
     ended = asyncio.create_task(asyncio.to_thread(child.wait))
     turns: list[HoldRequest] = []
     since = datetime.now(UTC)
-    heard = asyncio.create_task(_listen(client, request, source, turns, since))
-    await asyncio.wait([ended, heard], return_when=asyncio.FIRST_COMPLETED)
-    if not heard.done():
-        heard.cancel()
+    stopped = asyncio.create_task(_listen(client, request, source, turns, since))
+    await asyncio.wait([ended, stopped], return_when=asyncio.FIRST_COMPLETED)
+    if not stopped.done():
+        stopped.cancel()
         with contextlib.suppress(RPCError):
             await client.get_workflow_handle(_id(turns[-1] if turns else request)).signal("released")
         return None
-    stop, turn = heard.result(), turns[-1]
+    stop, turn = stopped.result(), turns[-1]
     if not ended.done():
         say(
             f"a custodian ordered to stop {request.master_key} ({stop.reason or 'no reason given'}): ending the program"
@@ -85,9 +85,9 @@ async def acknowledge(client: Client, stop: Stop, request: HoldRequest, identity
     finally:
         pool.release(process)
         await pool.close()
-    told = {"workflow": _id(request), "ended": signed.model_dump()}
+    acknowledgement = {"workflow": _id(request), "ended": signed.model_dump()}
     try:
-        await client.get_workflow_handle(names.workflow_id(stop.ceremony)).signal("acknowledge", told)
+        await client.get_workflow_handle(names.workflow_id(stop.ceremony)).signal("acknowledge", acknowledgement)
     except RPCError:
         say("the stop's ceremony is over: it reports this recipient as one that did not answer in time")
 

@@ -28,7 +28,7 @@ ANSWER_SECONDS = 240.0
 """Limit for one answer, with the time to type a passphrase; a session lives no longer than five minutes."""
 
 
-class Custody:
+class OfflineKeystore:
     """An offline keystore at its custodian's: every call in a one-shot process of its own.
 
     Args:

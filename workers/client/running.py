@@ -23,8 +23,6 @@ from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
 from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError, RPCStatusCode
 
-from workers.builds import DEPLOYMENT
-from workflows.catalogue import WORKFLOWS
 from workflows.contracts import names
 from workflows.contracts.trust.errors import CeremonyEnded, NotKnown, PlanInvalid
 
@@ -41,7 +39,6 @@ _RPC_TIMEOUT = timedelta(seconds=10)
 _CANCEL_SECONDS, _POLL_SECONDS, _ASK_SECONDS = 15.0, 0.25, 30.0
 _VERSION = SearchAttributeKey.for_keyword("TemporalWorkerDeploymentVersion")
 _BUILDS = SearchAttributeKey.for_keyword_list("BuildIds")
-_TYPES = frozenset(workflow.__name__ for workflow in WORKFLOWS)
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Running:
     @property
     def ours(self) -> bool:
         """Whether it is a workflow of this product that has begun its work."""
-        return self.workflow_type in _TYPES and bool(self.ceremony)
+        return self.workflow_type in names.WORKFLOW_TYPES and bool(self.ceremony)
 
     def describe(self) -> str:
         """What it is, in words."""
@@ -225,7 +222,7 @@ async def move(client: Client, name: str, build: str) -> str:
         raise PlanInvalid(
             f"no orchestrator of build {build} runs", next_step="start one, or see `masterkey worker builds`"
         )
-    target = VersionMessage(deployment_name=DEPLOYMENT, build_id=build)
+    target = VersionMessage(deployment_name=names.DEPLOYMENT, build_id=build)
     pinned = VersioningOverride.PinnedOverride(
         behavior=VersioningOverride.PinnedOverrideBehavior.PINNED_OVERRIDE_BEHAVIOR_PINNED, version=target
     )
@@ -244,7 +241,7 @@ async def move(client: Client, name: str, build: str) -> str:
 
 def _of(found: WorkflowExecution) -> Running:
     attributes = found.typed_search_attributes
-    _, _, build = attributes.get(_VERSION, "").partition(f"{DEPLOYMENT}:")
+    _, _, build = attributes.get(_VERSION, "").partition(f"{names.DEPLOYMENT}:")
     override = found.raw_info.versioning_info.versioning_override.pinned.version.build_id
     if not build and any(one.startswith(UNVERSIONED) for one in attributes.get(_BUILDS, [])):
         build = UNVERSIONED

@@ -62,7 +62,7 @@ def _hsm(folder: Path) -> KeystoreSetup:
 
 
 def delete_bao_key(folder: Path, keystores: dict[str, KeystoreSetup]) -> None:
-    """Delete the key of `bao-fra` for good, as an administrator of OpenBao can."""
+    """Permanently delete the key of `bao-fra`, as an administrator of OpenBao can."""
     service = keystores["bao-fra"].service
     if service is None:
         raise ServiceFailed("bao-fra has no service")

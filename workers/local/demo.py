@@ -1,4 +1,4 @@
-"""`masterkey demo`, the tour of the main job on real components."""
+"""`masterkey demo`, the main job on real components."""
 
 from __future__ import annotations
 
@@ -17,67 +17,67 @@ from rich.table import Table
 
 from workers.local.components import SPARE, delete_bao_key
 from workers.local.process import ServiceFailed
+from workers.local.scenario import SEAL, SSS, Demo, Recovery, Scenario
 from workers.local.stack import CUSTODIANS
-from workers.local.tour import SEAL, SSS, Act, Recovery, Tour
-from workers.output import OPTIONS, answer, say
+from workers.output import AUTO_UNSEAL, OPTIONS, answer, say
 
 _LOST = ("aws-fra", "gcp-zrh")
 _SEALED_IN = ("azure-ams", "bao-fra")
 
 
 def run_demo(keep: Path | None) -> None:
-    """The whole tour; raises ServiceFailed if any part of it does not hold."""
+    """The whole demo; raises ServiceFailed if any part of it does not hold."""
     started = time.monotonic()
     with _folder(keep) as folder, tempfile.TemporaryDirectory(prefix="masterkey-outside-") as outside:
-        tour = Tour(folder, Path(outside))
+        demo = Demo(folder, Path(outside))
         try:
             say("OpenKCM MasterKey: bringing up Temporal, a ledger, six keystores and eight workers ...")
-            version = tour.bring_up()
+            version = demo.bring_up()
             say(f"  up after {time.monotonic() - started:.1f} s, each role in a process of its own\n")
-            sss = Act(SSS, 3, 5, 0.0, keystores_down=_LOST)
+            sss = Scenario(SSS, 3, 5, 0.0, keystores_down=_LOST)
             say(f"1. {SSS}: Shamir 3 of 5, every shard encrypted through another keystore")
-            five = [name for name in tour.stack.keystores if name != SPARE]
+            five = [name for name in demo.stack.keystores if name != SPARE]
             keystores = [word for name in five for word in ("--keystore", name)]
-            tour.init(sss, "--mode", "sss", "--threshold", "3", *keystores, show_statement=True)
+            demo.init(sss, "--mode", "sss", "--threshold", "3", *keystores, show_statement=True)
             say(f"  created in {sss.init_seconds:.1f} s; key check value {sss.kcv}")
             for name in _LOST:
-                tour.lose(name)
-            say(f"  {' and '.join(_LOST)} are gone for good; the recipient asks for the key")
-            tour.unseal(sss, CUSTODIANS[1:2] + CUSTODIANS[3:])
+                demo.lose(name)
+            say(f"  {' and '.join(_LOST)} are gone permanently; the recipient asks for the key")
+            demo.unseal(sss, CUSTODIANS[1:2] + CUSTODIANS[3:])
             say(f"  the same MasterKey is back after {sss.unseal_seconds:.1f} s: {_yes(sss.kcv_matches)}\n")
-            seal = Act(SEAL, 1, 2, 0.0, keystores_down=_SEALED_IN[:1])
-            say(f"2. {SEAL}: seal over {' and '.join(_SEALED_IN)}, either of which suffices")
+            seal = Scenario(SEAL, 1, 2, 0.0, keystores_down=_SEALED_IN[:1])
+            say(f"2. {SEAL}: auto-unseal over {' and '.join(_SEALED_IN)}, either of which suffices")
             keystores = [word for name in _SEALED_IN for word in ("--keystore", name)]
-            tour.init(seal, "--mode", "seal", *keystores)
+            demo.init(seal, "--mode", "seal", *keystores)
             say(f"  created in {seal.init_seconds:.1f} s; key check value {seal.kcv}")
             recovery = Recovery(_SEALED_IN[1])
-            delete_bao_key(tour.stack.folder, tour.stack.keystores)
-            say(f"  somebody deletes the KMS key of {recovery.deleted} for good; nobody is told")
-            healthy, recovery.drill = tour.drill(SEAL)
+            delete_bao_key(demo.stack.folder, demo.stack.keystores)
+            say(f"  somebody permanently deletes the KMS key of {recovery.deleted}; nobody is notified")
+            healthy, recovery.drill = demo.drill(SEAL)
             recovery.noticed = not healthy
             say(f"  the daily drill notices: {recovery.drill}")
             say(f"  masterkey recover {SEAL}: assess, propose, ask the quorum, reconstruct, prove, commit")
-            tour.recover(seal, recovery, CUSTODIANS[:3])
+            demo.recover(seal, recovery, CUSTODIANS[:3])
             for line in recovery.changes:
                 say(f"    {line}")
             say(f"  recovered in {recovery.seconds:.1f} s, opened by {', '.join(recovery.opened_by)}")
-            tour.lose(_SEALED_IN[0])
+            demo.lose(_SEALED_IN[0])
             say(f"  now {_SEALED_IN[0]} goes down too; an enrolled recipient asks, and no human is needed")
-            tour.unseal(seal)
+            demo.unseal(seal)
             say(f"  the same MasterKey is back after {seal.unseal_seconds:.1f} s: {_yes(seal.kcv_matches)}\n")
             say("3. searching for both MasterKeys in histories, ledger, databases, logs and every worker's memory")
-            looked = tour.search({SSS: sss, SEAL: seal})
+            looked = demo.search({SSS: sss, SEAL: seal})
         finally:
-            tour.stack.stop()
+            demo.stack.stop()
         left = [process.pid for process in psutil.Process().children(recursive=True) if process.is_running()]
         data: dict[str, Any] = {
             "seconds": round(time.monotonic() - started, 1),
             "temporal_server": version,
             "keystores": [
-                {"name": k.name, "type": k.table["type"], "backend": k.backend} for k in tour.stack.keystores.values()
+                {"name": k.name, "type": k.table["type"], "backend": k.backend} for k in demo.stack.keystores.values()
             ],
-            "sss": _told(sss),
-            "seal": _told(seal),
+            "sss": _as_json(sss),
+            "seal": _as_json(seal),
             "recovery": {**asdict(recovery), "seconds": round(recovery.seconds, 2)},
             "plaintext_found": looked["found"],
             "searched": {key: value for key, value in looked.items() if key != "found"},
@@ -103,18 +103,18 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _told(act: Act) -> dict[str, Any]:
+def _as_json(scenario: Scenario) -> dict[str, Any]:
     return {
-        "master_key": act.master_key,
-        "threshold": act.threshold,
-        "shards": act.shards,
-        "init_seconds": round(act.init_seconds, 2),
-        "unseal_seconds": round(act.unseal_seconds, 2),
-        "keystores_down": list(act.keystores_down),
-        "approved_by": list(act.approved_by),
-        "served_by": list(act.served_by),
-        "kcv": act.kcv,
-        "kcv_matches": act.kcv_matches,
+        "master_key": scenario.master_key,
+        "threshold": scenario.threshold,
+        "shards": scenario.shards,
+        "init_seconds": round(scenario.init_seconds, 2),
+        "unseal_seconds": round(scenario.unseal_seconds, 2),
+        "keystores_down": list(scenario.keystores_down),
+        "approved_by": list(scenario.approved_by),
+        "served_by": list(scenario.served_by),
+        "kcv": scenario.kcv,
+        "kcv_matches": scenario.kcv_matches,
     }
 
 
@@ -126,22 +126,22 @@ def _print(data: dict[str, Any]) -> None:
     keystores = Table("keystore", "type", "backend", title="keystores", title_justify="left")
     for entry in data["keystores"]:
         keystores.add_row(entry["name"], entry["type"], entry["backend"])
-    acts = Table("", "sss", "seal", title="what happened", title_justify="left")
+    scenarios = Table("", "sss", AUTO_UNSEAL, title="what happened", title_justify="left")
     sss, seal = data["sss"], data["seal"]
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
-        "MasterKey": lambda act: str(act["master_key"]),
-        "recoverable from": lambda act: f"any {act['threshold']} of {act['shards']}",
-        "keystores down": lambda act: ", ".join(act["keystores_down"]),
-        "approved by": lambda act: ", ".join(act["approved_by"]) or "policy, no human",
-        "served by": lambda act: ", ".join(act["served_by"]),
-        "init / unseal": lambda act: f"{act['init_seconds']} s / {act['unseal_seconds']} s",
-        "key check value": lambda act: str(act["kcv"]),
-        "the same key came back": lambda act: "yes" if act["kcv_matches"] else "NO",
+        "MasterKey": lambda scenario: str(scenario["master_key"]),
+        "recoverable from": lambda scenario: f"any {scenario['threshold']} of {scenario['shards']}",
+        "keystores down": lambda scenario: ", ".join(scenario["keystores_down"]),
+        "approved by": lambda scenario: ", ".join(scenario["approved_by"]) or "policy, no human",
+        "served by": lambda scenario: ", ".join(scenario["served_by"]),
+        "init / unseal": lambda scenario: f"{scenario['init_seconds']} s / {scenario['unseal_seconds']} s",
+        "key check value": lambda scenario: str(scenario["kcv"]),
+        "the same key came back": lambda scenario: "yes" if scenario["kcv_matches"] else "NO",
     }
     for label, cell in rows.items():
-        acts.add_row(label, cell(sss), cell(seal))
+        scenarios.add_row(label, cell(sss), cell(seal))
     OPTIONS.console.print(keystores)
-    OPTIONS.console.print(acts)
+    OPTIONS.console.print(scenarios)
     recovery = data["recovery"]
     say(
         f"recovery: the key of {recovery['deleted']} was deleted, the drill noticed, and {recovery['replaced_by']} "

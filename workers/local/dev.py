@@ -8,8 +8,8 @@ import threading
 from pathlib import Path
 
 from workers.local.components import SPARE
+from workers.local.scenario import SSS, bring_up
 from workers.local.stack import Stack
-from workers.local.tour import SSS, bring_up
 from workers.output import answer, say
 
 

@@ -6,12 +6,12 @@ else, and a token with that policy alone.
 
 from __future__ import annotations
 
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from activities.private import write_private
 from workers.local.process import Service, ServiceFailed, free_port, start_service
 
 
@@ -65,8 +65,7 @@ class OpenBao:
         token = {"policies": [key_name], "no_default_policy": True, "no_parent": True, "type": "batch", "ttl": "720h"}
         answer = self.ask("POST", "auth/token/create", token)
         file.unlink(missing_ok=True)
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as stream:
-            stream.write(answer["auth"]["client_token"])
+        write_private(file, answer["auth"]["client_token"].encode())
         return file
 
 

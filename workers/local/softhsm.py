@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from activities.oneshot.installed import python
+from activities.private import write_private
 from workers.local.process import ServiceFailed
 from workflows.contracts.trust.errors import ConfigurationInvalid
 
@@ -116,8 +117,7 @@ def make_token(
         keys = [{"label": key, "kind": kind, "id": secrets.token_hex(8), "attributes": {}} for kind, key in kinds]
         pin = secrets.token_hex(8)
         pin_file.unlink(missing_ok=True)
-        with os.fdopen(os.open(pin_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as stream:
-            stream.write(pin)
+        write_private(pin_file, pin.encode())
         # `softhsm2-util` takes PINs on its command line, where all may read them: these two do not outlive this call.
         first, so_pin = secrets.token_hex(8), secrets.token_hex(8)
         slot = _initialise(["--label", label, "--so-pin", so_pin, "--pin", first], env)

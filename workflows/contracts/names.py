@@ -11,6 +11,24 @@ from workflows.contracts.trust.errors import NotKnown
 from workflows.contracts.trust.fields import Action
 
 ORCHESTRATOR_QUEUE = "masterkey"
+DEPLOYMENT = "masterkey-orchestrator"
+"""The worker deployment's name; the server calls a build `masterkey-orchestrator.BUILD`."""
+WORKFLOW_TYPES = frozenset(
+    {
+        "InitWorkflow",
+        "UnsealWorkflow",
+        "SealWorkflow",
+        "HoldWorkflow",
+        "OrderWorkflow",
+        "ReshardWorkflow",
+        "DisasterRecoveryWorkflow",
+        "DrillWorkflow",
+        "CollectWorkflow",
+        "SurveyWorkflow",
+        "ReportWorkflow",
+    }
+)
+"""Of Temporal: what whoever asks for a workflow calls it, without importing any."""
 
 MASTER_KEY = SearchAttributeKey.for_keyword("MasterKey")
 ACTION = SearchAttributeKey.for_keyword("MasterKeyAction")

@@ -7,7 +7,6 @@ a one-shot process, or a command that makes or copies a key and exits.
 from __future__ import annotations
 
 import getpass
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pyrage  # type: ignore[import-untyped]
 
 from activities.crypto.age_wrap import POST_QUANTUM, SSH, key_id
 from activities.identity import check_private
+from activities.private import write_private
 from workflows.contracts.trust.errors import ConfigurationInvalid, KeystoreAccessDenied
 
 SECRET_PREFIX = "AGE-SECRET-KEY-1"  # noqa: S105 - what every secret key begins with
@@ -135,17 +135,7 @@ def write_identity(path: Path, identity: AgeIdentity, passphrase: str | None) ->
     """
     text = f"# public key: {identity.recipient}\n{identity.secret}\n".encode()
     data = text if passphrase is None else bytes(pyrage.passphrase.encrypt(text, passphrase))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        raise ConfigurationInvalid(f"{path} exists already", next_step="choose another place") from None
-    except OSError as error:
-        raise ConfigurationInvalid(f"cannot write {path}: {error.strerror}") from None
+    write_private(path, data)
 
 
 def ask_passphrase(prompt: str) -> str:

@@ -1,4 +1,4 @@
-"""The steps of the demo's tour, each a command of the product on the embedded stack."""
+"""The steps of the demo's scenarios, each a command of the product on the embedded stack."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,12 @@ from workers.local.stack import CUSTODIANS, Stack
 from workers.output import say
 
 SSS, SEAL = "eu10", "eu20"
-"""The MasterKeys of the tour, by mode."""
+"""The MasterKeys of the demo, by mode."""
 _STARTED = re.compile(r"ceremony (\S+) was started")
 
 
 @dataclass
-class Act:
+class Scenario:
     """What one part of the demo did; times in seconds."""
 
     master_key: str
@@ -42,7 +43,7 @@ class Act:
 
 @dataclass
 class Recovery:
-    """What the second act did; times in seconds."""
+    """What the recovery in the second scenario did; times in seconds."""
 
     deleted: str
     drill: str = ""
@@ -54,7 +55,7 @@ class Recovery:
     kcv_matches: bool = False
 
 
-class Tour:
+class Demo:
     """The demo's steps over one stack."""
 
     def __init__(self, folder: Path, outside: Path) -> None:
@@ -71,7 +72,7 @@ class Tour:
         return temporal_version()
 
     def lose(self, name: str) -> None:
-        """Stop a keystore's service for good."""
+        """Stop a keystore's service permanently."""
         service = self.stack.keystores[name].service
         if service is None:
             raise ServiceFailed(f"{name} has no service of its own that could be stopped")
@@ -79,52 +80,42 @@ class Tour:
 
     # --- ceremonies --------------------------------------------------------------------------------------
 
-    def init(self, act: Act, *words: str, show_statement: bool = False) -> None:
+    def init(self, scenario: Scenario, *words: str, show_statement: bool = False) -> None:
         """Create a MasterKey with three approvals, and pin its KCV as a recipient does."""
         started = time.monotonic()
-        child = self.stack.background("init", act.master_key, *words)
+        child = self.stack.background("init", scenario.master_key, *words)
         ceremony = self._ceremony_of(child)
         if show_statement:
             self._show_statement(ceremony)
         self._approve(ceremony, CUSTODIANS[:3])
-        out, err = child.communicate(timeout=90)
-        if child.returncode != 0:
-            raise ServiceFailed(f"init {act.master_key}: {err.strip()[-600:]}")
-        act.init_seconds = time.monotonic() - started
-        act.kcv = str(json.loads(out)["kcv"])
-        self._pinned[act.master_key] = act.kcv
+        scenario.kcv = str(_answer(child, f"init {scenario.master_key}")["kcv"])
+        scenario.init_seconds = time.monotonic() - started
+        self._pinned[scenario.master_key] = scenario.kcv
         self.stack.pin(self._pinned)
 
     def drill(self, name: str) -> tuple[bool, str]:
         """Let every keystore prove its part; whether all did, and what does not open."""
-        child = self.stack.background("drill", name)
-        out, err = child.communicate(timeout=90)
-        if not out:
-            raise ServiceFailed(f"drill {name}: {err.strip()[-600:]}")
-        told = json.loads(out)
-        shards = [shard for one in told["protections"] for shard in one["shards"]]
+        drilled = _answer(self.stack.background("drill", name), f"drill {name}", codes=(0, 1))
+        shards = [shard for one in drilled["protections"] for shard in one["shards"]]
         closed = [f"{shard['keystore']}: {shard['error']}" for shard in shards if not shard["opens"]]
-        return bool(told["healthy"]), "; ".join(closed)
+        return bool(drilled["healthy"]), "; ".join(closed)
 
-    def recover(self, act: Act, recovery: Recovery, approvers: tuple[str, ...]) -> None:
-        """Disaster recovery, with these approvals; what it does is told as it happens."""
+    def recover(self, scenario: Scenario, recovery: Recovery, approvers: tuple[str, ...]) -> None:
+        """Disaster recovery, with these approvals; it says what it does as it happens."""
         started = time.monotonic()
-        child = self.stack.background("recover", act.master_key, "--replace", SPARE)
+        child = self.stack.background("recover", scenario.master_key, "--replace", SPARE)
         ceremony = self._ceremony_of(child)
         self._approve(ceremony, approvers)
-        out, err = child.communicate(timeout=90)
-        if child.returncode != 0:
-            raise ServiceFailed(f"recover {act.master_key}: {err.strip()[-600:]}")
+        recovered = _answer(child, f"recover {scenario.master_key}")
         recovery.seconds = time.monotonic() - started
-        told = json.loads(out)
-        recovery.changes, recovery.opened_by = tuple(told["changes"]), tuple(told["opened_by"])
-        recovery.kcv_matches = told["kcv"] == act.kcv
-        shards = self.stack.masterkey("status", act.master_key)["protections"][-1]["shards"]
+        recovery.changes, recovery.opened_by = tuple(recovered["changes"]), tuple(recovered["opened_by"])
+        recovery.kcv_matches = recovered["kcv"] == scenario.kcv
+        shards = self.stack.masterkey("status", scenario.master_key)["protections"][-1]["shards"]
         recovery.replaced_by = ", ".join(shard["keystore"] for shard in shards if shard["keystore"] == SPARE)
 
-    def unseal(self, act: Act, approvers: tuple[str, ...] = ()) -> None:
+    def unseal(self, scenario: Scenario, approvers: tuple[str, ...] = ()) -> None:
         """Become the recipient; the program that receives the key waits to search for it later."""
-        name, said = act.master_key, self._outside / f"{act.master_key}.kcv"
+        name, said = scenario.master_key, self._outside / f"{scenario.master_key}.kcv"
         started = time.monotonic()
         child = self.stack.background(
             "unseal",
@@ -141,11 +132,11 @@ class Tour:
         if approvers:
             self._approve(self._ceremony_of(child), approvers)
         _wait(said.exists, child, "the MasterKey did not arrive")
-        act.unseal_seconds = time.monotonic() - started
+        scenario.unseal_seconds = time.monotonic() - started
         received = json.loads(said.read_text(encoding="utf-8"))
-        act.kcv_matches = received == {"kcv": act.kcv, "bytes": 32}
+        scenario.kcv_matches = received == {"kcv": scenario.kcv, "bytes": 32}
 
-    def search(self, acts: dict[str, Act]) -> dict[str, int]:
+    def search(self, scenarios: dict[str, Scenario]) -> dict[str, int]:
         """Let the receivers search for what they received, and add up what they looked at and found."""
         temporal = [self.stack.temporal] if self.stack.temporal else []
         pids = [
@@ -158,12 +149,9 @@ class Tour:
         (self._outside / "go.new").replace(self._outside / "go")
         total: dict[str, int] = {}
         for name, child in self._receivers.items():
-            out, err = child.communicate(timeout=120)
-            if child.returncode != 0:
-                raise ServiceFailed(f"unseal {name}: {err.strip()[-400:]}")
-            told = json.loads(out)
-            acts[name].approved_by = tuple(told["approved_by"])
-            acts[name].served_by = tuple(told["served_by"])
+            unsealed = _answer(child, f"unseal {name}")
+            scenarios[name].approved_by = tuple(unsealed["approved_by"])
+            scenarios[name].served_by = tuple(unsealed["served_by"])
             found: dict[str, int] = json.loads((self._outside / f"{name}.found").read_text(encoding="utf-8"))
             for key, value in found.items():
                 # Both looked at the same places; what they found adds up.
@@ -173,8 +161,8 @@ class Tour:
     def _approve(self, ceremony: str, custodians: tuple[str, ...]) -> None:
         for name in custodians:
             key = str(self.stack.folder / "keys" / name)
-            told = self.stack.masterkey("approve", ceremony, "--key", key, "--yes")
-            say(f"    {name} approves; still needed: {told['needed'] or 'nothing'}")
+            outcome = self.stack.masterkey("approve", ceremony, "--key", key, "--yes")
+            say(f"    {name} approves; still needed: {outcome['needed'] or 'nothing'}")
 
     def _show_statement(self, ceremony: str) -> None:
         key = str(self.stack.folder / "keys" / CUSTODIANS[0])
@@ -194,7 +182,7 @@ class Tour:
 
 
 def bring_up(stack: Stack, *, port: int | None = None, ui: bool = False) -> None:
-    """Start everything, with a roster that enrols the recipient for the tour's MasterKeys."""
+    """Start everything, with a roster that enrols the recipient for the demo's MasterKeys."""
     stack.start_temporal(port=port, ui=ui)
     stack.keystores.update(component_keystores(stack.folder))
     stack.make_keys()
@@ -219,10 +207,19 @@ def _family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _wait(found: Any, child: subprocess.Popen[str], complaint: str) -> None:
+def _answer(child: subprocess.Popen[str], what: str, *, codes: tuple[int, ...] = (0,)) -> dict[str, Any]:
+    """What a command has answered, once it has ended; raises ServiceFailed with its own words if it failed."""
+    out, err = child.communicate(timeout=120)
+    if child.returncode not in codes or not out:
+        raise ServiceFailed(f"{what}: {err.strip()[-600:]}")
+    answer: dict[str, Any] = json.loads(out)
+    return answer
+
+
+def _wait(found: Callable[[], bool], child: subprocess.Popen[str], otherwise: str) -> None:
     deadline = time.monotonic() + 90
     while not found():
         if child.poll() is not None or time.monotonic() > deadline:
             child.kill()
-            raise ServiceFailed(f"{complaint}: {child.communicate()[1].strip()[-600:]}")
+            raise ServiceFailed(f"{otherwise}: {child.communicate()[1].strip()[-600:]}")
         time.sleep(0.02)
