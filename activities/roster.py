@@ -40,12 +40,17 @@ class RosterSource:
 
 
 class HostTerms(Message):
-    """What a one-shot process is told of its host: where its identity key is, where the roster, and what is pinned."""
+    """What a one-shot process is told of its host: where its identity key is, where the roster, and what is pinned.
+
+    Attributes:
+        software: the installed code, as `masterkey --version` names it.
+    """
 
     identity: str
     roster_file: str
     roster_genesis: str
     roster_minimum: int
+    software: str | None = None
 
     def open(self, seen: int = 0) -> tuple[RosterChain, Identity]:
         """The verified roster, not older than version `seen`, and the identity.

@@ -175,6 +175,7 @@ async def strongroom(configuration: Configuration, connecting: Connecting) -> As
         roster_file=str(source.file),
         roster_genesis=source.genesis,
         roster_minimum=source.minimum,
+        software=builds.software(),
     )
     activities = StrongroomActivities(pool, private, host)
     try:

@@ -29,6 +29,7 @@ class Session:
     chain: RosterChain
     plan: Plan
     announcement: SessionAnnouncement
+    software: str | None = None
 
 
 def open_data_key(

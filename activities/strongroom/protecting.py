@@ -89,6 +89,7 @@ def make_protection(
         roster=session.chain.digest,
         strongroom=session.identity.fingerprint,
         created=seconds(now),
+        software=session.software,
         shards=tuple(described),
     )
     return StoredProtection(manifest=session.identity.sign(manifest), shards=tuple(stored))

@@ -76,7 +76,7 @@ def open_session(terms: SessionTerms, now: datetime) -> Session:
         issued=seconds(now),
         expires=seconds(now) + SESSION_LIFETIME,
     )
-    return Session(key, identity, chain, plan, announcement)
+    return Session(key, identity, chain, plan, announcement, terms.software)
 
 
 def protect(session: Session, work: Protect, now: datetime) -> StoredProtection:

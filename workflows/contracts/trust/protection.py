@@ -16,6 +16,7 @@ from workflows.contracts.trust.canonical import (
     Time,
     canonical_json,
     digest,
+    later,
 )
 from workflows.contracts.trust.fields import CeremonyId, Check, Index, KeyId, Mechanism, Mode, Number, Purpose
 
@@ -88,7 +89,11 @@ class ManifestShard(Part):
 
 
 class Manifest(Document):
-    """The strongroom's signed description of a protection: all of it but the ciphertexts."""
+    """The strongroom's signed description of a protection: all of it but the ciphertexts.
+
+    Attributes:
+        software: the code that the strongroom had installed, as `masterkey --version` names it, for auditors to obtain.
+    """
 
     TYPE: ClassVar[str] = "masterkey-manifest"
 
@@ -111,6 +116,7 @@ class Manifest(Document):
     roster: Digest
     strongroom: Fingerprint
     created: Time
+    software: Annotated[str, StringConstraints(max_length=64)] | None = later()
     shards: tuple[ManifestShard, ...]
 
     @model_validator(mode="after")
