@@ -23,9 +23,9 @@ from workflows.contracts.messages.ledger import (
     CloseCeremony,
     Commit,
     ExecuteOrder,
+    PlanMade,
     RecordEvents,
     RecordHolding,
-    RecordPlan,
     Stage,
 )
 from workflows.contracts.trust.canonical import canonical_json, format_time
@@ -129,7 +129,7 @@ class Expectations:
             yield _own(call, "stop-ordered", f":{asked.stop.digest}", asked.master_key, asked.stop.model_dump())
 
     def _plan(self, call: Call) -> Iterator[Expected]:
-        asked = RecordPlan.model_validate_json(call.data)
+        asked = PlanMade.model_validate_json(call.data)
         plan = Plan.parse(asked.plan.encode())
         body = {"plan": asked.plan, "deadline": format_time(plan.expires)}
         yield _own(call, "plan-made", f":{plan.digest}", asked.master_key, body)

@@ -19,7 +19,7 @@ from activities.ledger.log.events import (
     Discarded,
     Lifted,
     Opened,
-    PlanMade,
+    Planned,
     Retired,
     Staged,
     read_body,
@@ -64,7 +64,7 @@ def _apply(session: Session, event: EventRecord, body: Body, committed: Mapping[
     match body:
         case Opened():
             _open(session, event, body)
-        case PlanMade():
+        case Planned():
             ceremony = _ceremony(session, event)
             ceremony.plan, ceremony.plan_digest = body.plan, digest(body.plan.encode())
             ceremony.deadline = format_time(body.deadline) if body.deadline else ceremony.deadline

@@ -19,7 +19,7 @@ from activities.ledger.log.events import (
     Imported,
     Lifted,
     Opened,
-    PlanMade,
+    Planned,
     Retired,
     RosterSeen,
     Staged,
@@ -150,7 +150,7 @@ def _committed(body: Committed) -> str:
     return f"in force: {_protection(body)}; KCV {body.kcv}{replaced}{kept}"
 
 
-def _plan_made(body: PlanMade) -> str:
+def _plan_made(body: Planned) -> str:
     plan = parse_plan(body.plan)
     return f"plan {_short(plan.digest)} is put to its custodians, until {plan.expires:%Y-%m-%d %H:%M} UTC"
 
@@ -166,7 +166,7 @@ def _destroyed(body: Destroyed) -> str:
 _OWN: dict[type[Body], Callable[[Any], str]] = {
     RosterSeen: lambda body: f"roster version {body.number} came into use, {_short(body.digest)}",
     Opened: _opened,
-    PlanMade: _plan_made,
+    Planned: _plan_made,
     Closed: lambda body: f"ended: {body.outcome}; {body.detail}",
     Staged: lambda body: f"staged: {_protection(body)}",
     Committed: _committed,

@@ -30,7 +30,7 @@ class Opened(Message):
     opened: Said | None = None
 
 
-class PlanMade(Part):
+class Planned(Part):
     """Body of `plan-made`."""
 
     plan: Text
@@ -137,7 +137,7 @@ class RosterSeen(Part):
 Body = (
     RosterSeen
     | Opened
-    | PlanMade
+    | Planned
     | Closed
     | Staged
     | Committed
@@ -152,7 +152,7 @@ Body = (
 _BODIES: dict[str, type[Body]] = {
     "roster-seen": RosterSeen,
     "ceremony-opened": Opened,
-    "plan-made": PlanMade,
+    "plan-made": Planned,
     "ceremony-closed": Closed,
     "protection-staged": Staged,
     "protection-committed": Committed,

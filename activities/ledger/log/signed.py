@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from activities.ledger.log.events import Imported, PlanMade, read_body, wrong
+from activities.ledger.log.events import Imported, Planned, read_body, wrong
 from activities.ledger.log.records import EventRecord
 from workflows.contracts.trust.canonical import Document, Signed
 from workflows.contracts.trust.chain import RosterChain
@@ -68,7 +68,7 @@ def _read(event: EventRecord, chain: RosterChain, evidence: Evidence) -> None:
             if document.decision == "approve":
                 evidence.approvals.setdefault(event.ceremony, {})[signed.digest] = (document, signed)
     own = read_body(event)
-    if isinstance(own, PlanMade):
+    if isinstance(own, Planned):
         plan = parse_plan(own.plan)
         if (plan.ceremony, plan.master_key) != (event.ceremony, event.master_key):
             raise ApprovalInvalid("the plan is of another ceremony")

@@ -25,7 +25,7 @@ from activities.ledger.log.events import (
     Imported,
     Lifted,
     Opened,
-    PlanMade,
+    Planned,
     Retired,
     RosterSeen,
     Staged,
@@ -161,7 +161,7 @@ def _take(history: History, event: EventRecord, body: Body) -> None:
             return
         case RosterSeen():
             history.rosters.append(body.digest)
-        case PlanMade():
+        case Planned():
             _ceremony(history, event)
         case Discarded():
             _ceremony(history, event)
