@@ -106,6 +106,12 @@ def test_what_the_session_wraps_the_custodian_unwraps(key: OfflineKey) -> None:
     assert key.unwrap(wrapped, CONTEXT, key.describe()) == dek
 
 
+@pytest.mark.parametrize("length", [0, 31, 33])
+def test_a_session_wraps_nothing_but_32_bytes(key: OfflineKey, length: int) -> None:
+    with pytest.raises(ValueError, match="32 bytes"):
+        wrap_dek(key.age.recipient, bytes(length), CONTEXT)
+
+
 def test_the_key_is_named_as_in_the_roster_and_counts_as_classical(key: OfflineKey, tmp_path: Path) -> None:
     entry = KeystoreWorker(
         name="offline", public_key=World.make(tmp_path / "w").stranger.public_key, offline=key.age.recipient
