@@ -57,7 +57,7 @@ class SealWorkflow(Ceremony):
 
     @workflow.run
     async def run(self, request: SealRequest) -> SealResult:
-        """Record the stop, tell everybody, and report who has heard of it."""
+        """Record the stop, notify everybody, and report who has acknowledged it."""
         return await self.run_to_the_end(self._seal)
 
     async def _seal(self) -> SealResult:

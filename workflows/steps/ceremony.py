@@ -54,7 +54,7 @@ class Ceremony(RecordedWorkflow):
 
     @workflow.update(name="submit")
     def submit(self, signed: Any = None, *extra: Any) -> SubmitOutcome:
-        """As the signal, but the sender is told what came of it."""
+        """As the signal, but the sender gets an answer."""
         return self._accept(_as_signed(signed, extra))
 
     @submit.validator

@@ -2,7 +2,7 @@
 
 What an init, a reshard and a recovery share. Before the commit nothing but a record is left behind; after it the
 MasterKey is recoverable, because every keystore has proven that it can give back its data key. Only then, and only
-with those proofs in hand, are keystore workers told to refuse what was in force before.
+with those proofs in hand, are keystore workers notified, so that they refuse what was in force before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A workflow whose steps stand in the ledger: opened, told event by event, and closed whatever ends it.
+"""A workflow whose steps stand in the ledger: opened, recorded event by event, and closed whatever ends it.
 
 What every ceremony is: those that ask people, and those that do not. Its work may be cancelled or interrupted at any
 point but where something must not be left half done; the record is closed all the same.
