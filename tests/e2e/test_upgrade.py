@@ -295,6 +295,8 @@ async def test_a_ceremony_whose_build_is_gone_for_good_is_told_of_and_ended_with
     assert all(one["acknowledged"] for one in stopped["keystores"])
     shown = next(one for one in upgrading.say("worker", "builds")["builds"] if one["state"] == "draining")
     assert not shown["served"]
+    waits = {one["ceremony"]: one["served"] for one in upgrading.say("status", "mk-2")["running"]}
+    assert waits == {started["reshard"]: False}
     refused = upgrading.refused("reshard", "mk-2", "--keystore", "bao-1", "--keystore", "bao-2", "--no-wait")
     assert f"masterkey ceremony end {started['reshard']}" in refused
     for ceremony in started.values():

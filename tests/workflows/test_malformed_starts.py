@@ -79,6 +79,8 @@ async def test_a_malformed_start_under_the_id_of_a_change_does_not_keep_the_chan
             installation.stack.masterkey("init", name, "--mode", "seal", *keystores, "--no-wait")
         assert "held by a run of Anything that is no ceremony" in str(refusal.value)
         assert f"masterkey ceremony end {change}" in str(refusal.value)
+        listed = installation.stack.masterkey("ceremony", "list")
+        assert [one["workflow_id"] for one in listed["foreign"]] == [change]
         ended = installation.stack.masterkey("ceremony", "end", change)
         assert "terminated" in ended["what"]
         with pytest.raises(ServiceFailed, match=r"nothing of the name|is over"):

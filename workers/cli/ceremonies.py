@@ -12,7 +12,7 @@ from workers.cli import decide
 from workers.cli.lazy import group_of
 from workers.cli.options import CeremonyArgument
 from workers.cli.progress import lines
-from workers.client import ceremonies, upkeep
+from workers.client import ceremonies, running, upkeep
 from workers.connection import connect
 from workers.output import OPTIONS, answer, asynchronous, plain, say
 from workflows.contracts.messages.report import ReportRequest
@@ -41,7 +41,9 @@ async def list_(
     limit: Annotated[int, typer.Option(help="How many at most.")] = 50,
 ) -> None:
     """Ceremonies, the newest first."""
-    report = await upkeep.report(await connect(), ReportRequest(kind="ceremonies", limit=limit))
+    client = await connect()
+    report = await upkeep.report(client, ReportRequest(kind="ceremonies", limit=limit))
+    standing = await running.standing(client)
     found = [entry for entry in report.ceremonies if everything or not entry.outcome]
 
     def text() -> None:
@@ -49,11 +51,20 @@ async def list_(
         for title in ("ceremony", "state", "opened", "what came of it"):
             table.add_column(title, overflow="fold", no_wrap=title == "ceremony")
         for entry in found:
-            told = (entry.ceremony, entry.outcome or entry.phase, entry.opened_at[:16], entry.detail)
+            said = entry.detail or standing.words(entry.ceremony)
+            told = (
+                entry.ceremony,
+                entry.outcome or entry.phase,
+                entry.opened_at[:16],
+                said,
+            )
             table.add_row(*(Text(plain(cell)) for cell in told))
         OPTIONS.console.print(table if found else "no ceremony is running")
+        for one in standing.foreign:
+            say(f"{one.describe()}; end it: masterkey ceremony end {one.workflow_id}")
 
-    answer({"ceremonies": [entry.model_dump() for entry in found]}, text)
+    foreign = [{"workflow_id": one.workflow_id, "what": one.describe()} for one in standing.foreign]
+    answer({"ceremonies": [entry.model_dump() for entry in found], "foreign": foreign}, text)
 
 
 @app.command()

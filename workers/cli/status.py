@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from workers.cli.protections import describe_stop, verified
-from workers.client import upkeep
+from workers.client import running, upkeep
 from workers.connection import connect
 from workers.output import AUTO_UNSEAL, OPTIONS, answer, asynchronous, say, shown
-from workflows.contracts.messages.report import ProtectionSummary, Report, ReportRequest
+from workflows.contracts.messages.report import CeremonySummary, ProtectionSummary, Report, ReportRequest
 from workflows.contracts.trust.errors import NotKnown
 from workflows.contracts.trust.fields import CLASSICAL
 from workflows.contracts.trust.protection import Manifest
@@ -22,20 +22,27 @@ from workflows.drill import summary
 async def status(name: Annotated[str, typer.Argument(help="One MasterKey; all by default.")] = "") -> None:
     """What protects a MasterKey, and what is running."""
     chain = OPTIONS.roster()
-    report = await upkeep.report(await connect(), ReportRequest(kind="status", master_key=name or None))
+    client = await connect()
+    report = await upkeep.report(client, ReportRequest(kind="status", master_key=name or None))
     if name and not report.protections and not report.ceremonies:
         raise NotKnown(f"there is no MasterKey {name}")
     found = verified(report, chain)
     stops = [describe_stop(signed, chain.current) for signed in report.stops]
+    standing = await running.standing(client)
     told = {
         "protections": [_protection(manifest, entry) for manifest, entry in found],
-        "running": [entry.model_dump() for entry in report.ceremonies if not entry.outcome],
+        "running": [_running(entry, standing) for entry in report.ceremonies if not entry.outcome],
         "drills": [drill.model_dump(mode="json") for drill in report.drills],
         "stops": stops,
         "events": report.events,
         "head": report.head,
     }
-    answer(told, lambda: _say(report, found, stops))
+    answer(told, lambda: _say(report, found, stops, standing))
+
+
+def _running(entry: CeremonySummary, standing: running.Standing) -> dict[str, Any]:
+    build, served = standing.builds.get(entry.ceremony, ("", True))
+    return {**entry.model_dump(), "build": build, "served": served}
 
 
 def _protection(manifest: Manifest, entry: ProtectionSummary) -> dict[str, Any]:
@@ -50,6 +57,7 @@ def _protection(manifest: Manifest, entry: ProtectionSummary) -> dict[str, Any]:
         "manifest": entry.manifest.digest,
         "approvals": len(manifest.authority),
         "created": manifest.created.isoformat(),
+        "software": manifest.software,
         "destroy_after": entry.destroy_after,
         "classical_shards": sum(shard.mechanism in CLASSICAL for shard in manifest.shards),
         "shards": [
@@ -66,7 +74,12 @@ def _protection(manifest: Manifest, entry: ProtectionSummary) -> dict[str, Any]:
     }
 
 
-def _say(report: Report, found: Sequence[tuple[Manifest, ProtectionSummary]], stops: Sequence[dict[str, str]]) -> None:
+def _say(
+    report: Report,
+    found: Sequence[tuple[Manifest, ProtectionSummary]],
+    stops: Sequence[dict[str, str]],
+    standing: running.Standing,
+) -> None:
     for manifest, entry in found:
         _say_protection(manifest, entry)
         active = {m.mode for m, e in found if m.master_key == manifest.master_key and e.status == "active"}
@@ -83,7 +96,8 @@ def _say(report: Report, found: Sequence[tuple[Manifest, ProtectionSummary]], st
         say(f"{master_key} was never drilled: run `masterkey drill {master_key}`, or schedule it with --every")
     for ceremony in report.ceremonies:
         if not ceremony.outcome:
-            say(f"running: {ceremony.ceremony}: {ceremony.phase}")
+            waits = standing.words(ceremony.ceremony)
+            say(f"running: {ceremony.ceremony}: {ceremony.phase}" + (f", {waits}" if waits else ""))
     say(f"ledger: {report.events} events, chain verified, head {report.head}")
 
 

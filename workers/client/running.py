@@ -8,7 +8,7 @@ commit is discarded, and what it committed stands.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -150,6 +150,35 @@ async def deserted(client: Client, run: Running) -> bool:
     return run.build not in ("", UNVERSIONED) and run.build not in await builds_alive(client)
 
 
+@dataclass(frozen=True)
+class Standing:
+    """What Temporal says of all that runs.
+
+    Attributes:
+        builds: of each ceremony that runs, by its id; and whether a worker of that build is there.
+        foreign: what holds a name of ours and is no ceremony.
+    """
+
+    builds: Mapping[str, tuple[str, bool]]
+    foreign: tuple[Running, ...]
+
+    def words(self, ceremony: str) -> str:
+        """On which build a ceremony runs, where that is worth saying; else empty."""
+        build, served = self.builds.get(ceremony, ("", True))
+        return "" if served else f"waits for build {build}, and no orchestrator of it runs (`masterkey worker builds`)"
+
+
+async def standing(client: Client) -> Standing:
+    """Which build each ceremony is on, and what else holds a name of ours."""
+    alive, builds, foreign = await builds_alive(client), dict[str, tuple[str, bool]](), []
+    async for one in running(client):
+        if one.ours:
+            builds[one.ceremony] = (one.build, one.build in alive or one.build in ("", UNVERSIONED))
+        elif one.workflow_type not in names.WORKFLOW_TYPES or one.workflow_id.endswith("/change"):
+            foreign.append(one)
+    return Standing(builds, tuple(foreign))
+
+
 async def end(client: Client, name: str, reason: str) -> str:
     """End a run: it is asked to, where a worker goes on with it; else it is terminated.
 
@@ -168,13 +197,17 @@ async def end(client: Client, name: str, reason: str) -> str:
     found = await find(client, name)
     handle = client.get_workflow_handle(found.workflow_id, run_id=found.run_id)
     alive = await builds_alive(client)
-    if found.ours and (found.build in alive or (found.build == UNVERSIONED and alive)):
+    known = found.workflow_type in names.WORKFLOW_TYPES
+    if known and (found.build in alive or (found.build in ("", UNVERSIONED) and alive)):
         await handle.cancel()
         until = asyncio.get_running_loop().time() + _CANCEL_SECONDS
         while asyncio.get_running_loop().time() < until:
             if (await handle.describe()).status != WorkflowExecutionStatus.RUNNING:
-                return f"{found.ceremony} has ended; what it had not committed is discarded"
+                return f"{found.ceremony or name} has ended; what it had not committed is discarded"
             await asyncio.sleep(_POLL_SECONDS)
+        if not (await find(client, name)).ours:
+            await handle.terminate(reason=reason)
+            return f"{found.describe()}: terminated; it did not end by itself"
         raise CeremonyEnded(
             f"{found.ceremony} was asked to end and goes on: it is putting its plan in force, or its worker is gone",
             next_step=f"see `masterkey ceremony show {found.ceremony}`, and try again in a minute",
