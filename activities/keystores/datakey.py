@@ -126,11 +126,7 @@ def unwrap(call: CallContext, request: UnwrapDataKey, now: datetime) -> DekAnswe
     session = check_session(call.chain, request.session, granted.plan, purpose, now)
     call.state.read().check_serving(granted.plan.master_key)
     shard = _own_shard(call, granted.manifest, request.index)
-    if granted.manifest.mode == "sss" and not set(shard.custodians) & set(granted.approvers):
-        raise ApprovalInvalid(
-            f"none of the custodians of {call.terms.name} approved ({', '.join(shard.custodians)})",
-            subject=call.terms.name,
-        )
+    granted.check_custodian(shard)
     binding = shard.binding
     key = KeyRef(binding.key_id, binding.key_version)
     wrapped = WrappedKey(decode64(request.wrapped_dek), key, shard.mechanism)

@@ -50,10 +50,7 @@ def open_protection(
         if index not in rows or index not in described or index in plaintexts:
             raise ApprovalInvalid(f"the DEK for shard {index} belongs to no shard or came twice")
         shard, row = described[index], rows[index]
-        if manifest.mode == "sss" and not set(shard.custodians) & set(granted.approvers):
-            raise ApprovalInvalid(
-                f"none of the custodians of {shard.binding.keystore} approved", subject=shard.binding.keystore
-            )
+        granted.check_custodian(shard)
         binding, dek, _ = open_data_key(session, granted, answer, shard.binding, now)
         if binding != shard.binding or not envelope.equal(envelope.dek_check_value(dek, binding), shard.check_value):
             raise CiphertextInvalid(f"the DEK of shard {index} is another one", subject=binding.keystore)

@@ -326,9 +326,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     # --- the strongroom ----------------------------------------------------------------------------------------
     Mutation(
         "the session opens a shard without its custodians",
-        'if manifest.mode == "sss" and not set(shard.custodians) & set(granted.approvers): raise ApprovalInvalid( '
-        'f"none of the custodians of {shard.binding',
-        'if False: raise ApprovalInvalid( f"none of the custodians of {shard.binding',
+        "granted.check_custodian(shard) binding, dek, _",
+        "binding, dek, _",
         "strongroom",
     ),
     Mutation(
@@ -464,8 +463,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     # --- keystore workers --------------------------------------------------------------------------------------
     Mutation(
         "a keystore gives a data key without its own custodian",
-        'if granted.manifest.mode == "sss" and not set(shard.custodians) & set(granted.approvers):',
-        "if False:",
+        "granted.check_custodian(shard) binding = shard.binding",
+        "binding = shard.binding",
         "keystores",
     ),
     Mutation(

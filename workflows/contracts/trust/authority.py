@@ -16,7 +16,7 @@ from workflows.contracts.trust.chain import RosterChain
 from workflows.contracts.trust.errors import ApprovalInvalid, ManifestInvalid, PlanInvalid
 from workflows.contracts.trust.fields import Action
 from workflows.contracts.trust.plan import Plan, RecipientRequest, Target, parse_plan
-from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.protection import Manifest, ManifestShard
 from workflows.contracts.trust.quorum import Authority, approvers_of, check_governance, check_opening
 from workflows.contracts.trust.roster import Roster
 from workflows.contracts.trust.signatures import open_signed
@@ -50,6 +50,17 @@ class Granted:
     digest: str
     request: RecipientRequest | None = None
     manifest: Manifest | None = None
+
+    def check_custodian(self, shard: ManifestShard) -> None:
+        """Check that one of a shard's own custodians approved; a shard in `seal` mode needs none.
+
+        Raises:
+            ApprovalInvalid: none did; `subject` is the keystore.
+        """
+        keystore = shard.binding.keystore
+        if shard.binding.mode == "sss" and not set(shard.custodians) & set(self.approvers):
+            names = ", ".join(shard.custodians)
+            raise ApprovalInvalid(f"none of the custodians of {keystore} approved ({names})", subject=keystore)
 
 
 def check_protect(chain: RosterChain, authority: Authority, now: datetime) -> Granted:
