@@ -69,6 +69,11 @@ def test_no_room_imports_from_a_floor_above_it() -> None:
     assert not up
 
 
+def test_nothing_but_the_command_line_knows_the_command_line() -> None:
+    rooms = _sources("workers/client", "workers/audit", "workers/local")
+    assert not [path for path in rooms if any(f"{name}.".startswith("workers.cli.") for name in _imports(path))]
+
+
 def test_no_circle_of_imports() -> None:
     # A package's own module re-exports what lies in it: that arrow alone is no circle.
     graph = {
