@@ -17,7 +17,7 @@ from activities.ledger.bundle.export import export
 from activities.ledger.bundle.places import Place, file_name, write_everywhere
 from activities.ledger.log.records import CeremonyRecord, ProtectionRecord, ShardRecord
 from activities.ledger.store.begin import as_signed, begin
-from activities.ledger.store.ledger import Ledger, NewEvent
+from activities.ledger.store.ledger import Ledger
 from activities.roster import RosterSource
 from workflows.calls.failures import as_failure
 from workflows.contracts import names
@@ -29,7 +29,6 @@ from workflows.contracts.messages.ledger import (
     Collect,
     Collected,
     Commit,
-    Event,
     ExecuteOrder,
     ExportBundle,
     HoldingRecorded,
@@ -122,10 +121,7 @@ class LedgerActivities:
             phase="planning",
             opened_at=request.opened_at,
         )
-        body: dict[str, Any] = {"request": request.request.model_dump() if request.request else None}
-        if request.build is not None:
-            body["build"] = request.build
-        if outcome := self._ledger.open_ceremony(record, body).outcome:
+        if outcome := self._ledger.open_ceremony(record, request.request, request.build).outcome:
             # To the ledger a repeated activity, but a ceremony that was started again within a second of its start.
             raise CeremonyEnded(f"ceremony {request.ceremony} is over already: {outcome}", subject=request.ceremony)
         if request.action in names.CHANGING:
@@ -139,13 +135,13 @@ class LedgerActivities:
         plan = parse_plan(request.plan)
         if plan.ceremony != request.ceremony:
             raise LedgerConflict(f"the plan is of ceremony {plan.ceremony}", subject=request.ceremony)
-        self._ledger.set_phase(request.ceremony, request.phase, plan=request.plan, deadline=plan.expires)
+        self._ledger.set_plan(request.ceremony, request.phase, request.plan, plan.expires)
 
     @activity.defn(name=names.RECORD_EVENTS)
     @_translated
     def record_events(self, request: RecordEvents) -> None:
         """Append events, and the phase."""
-        self._ledger.record(request.ceremony, _new(request.events), request.master_key, request.phase)
+        self._ledger.record(request.ceremony, request.events, request.master_key, request.phase)
 
     @activity.defn(name=names.STAGE_PROTECTION)
     @_translated
@@ -190,19 +186,19 @@ class LedgerActivities:
         if request.action == "lift":
             if not request.stops:
                 raise PlanInvalid("the order names no stop to lift", subject=request.ceremony)
-            self._ledger.stops.lift(request.ceremony, request.stops)
+            self._ledger.lift_stops(request.ceremony, request.stops)
         elif request.manifest is None:
             raise PlanInvalid(f"the order names no protection to {request.action}", subject=request.ceremony)
         elif request.action == "retire":
-            self._ledger.orders.retire(request.ceremony, request.manifest)
+            self._ledger.retire(request.ceremony, request.manifest)
         else:
-            self._ledger.orders.destroy(request.ceremony, request.manifest)
+            self._ledger.destroy(request.ceremony, request.manifest)
 
     @activity.defn(name=names.RECORD_HOLDING)
     @_translated
     def record_holding(self, request: RecordHolding) -> HoldingRecorded:
         """Record that a recipient holds a MasterKey, or no more, and tell which stops are in force."""
-        stops = self._ledger.stops.hold(
+        stops = self._ledger.hold(
             request.ceremony,
             request.master_key,
             request.workflow_id,
@@ -230,23 +226,22 @@ class LedgerActivities:
         """
         for record in self._ledger.ceremonies(open_only=True, limit=_MOST_OPEN):
             if record.opened_at < request.older_than and self._ended(record.ceremony):
-                self._abandon(record.ceremony)
+                self._abandon(record)
         discarded = self._ledger.collect_staged(request.older_than)
         for ceremony in discarded:
             self._ledger.discard_staged(ceremony)
-        return Collected(discarded=tuple(discarded), destroyed=tuple(self._ledger.orders.destroy_due()))
+        return Collected(discarded=tuple(discarded), destroyed=tuple(self._ledger.destroy_due()))
 
     @activity.defn(name=names.CLOSE_CEREMONY)
     @_translated
     def close_ceremony(self, request: CloseCeremony) -> None:
         """Close a ceremony; what it staged and did not commit is deleted."""
-        events = _new(request.events)
+        about, events = request.master_key, request.events
         try:
-            self._ledger.end_ceremony(request.ceremony, request.outcome, request.detail, events, request.master_key)
+            self._ledger.end_ceremony(request.ceremony, request.outcome, request.detail, about, events)
         except NotKnown:
             # It ended before it was opened here: there is nothing to close.
-            for event in events:
-                self._ledger.append(request.ceremony, *event, request.master_key)
+            self._ledger.record(request.ceremony, events, about)
             activity.logger.warning("ceremony %s was never opened in the ledger", request.ceremony)
 
     @activity.defn(name=names.READ_REPORT)
@@ -271,7 +266,7 @@ class LedgerActivities:
                 )
                 for record in protections
             ),
-            stops=tuple(as_signed(stop) for stop in self._ledger.stops.in_force() if stop.master_key in wanted),
+            stops=tuple(as_signed(stop) for stop in self._ledger.stops_in_force() if stop.master_key in wanted),
         )
         if request.kind == "protection":
             return report
@@ -287,18 +282,13 @@ class LedgerActivities:
     def _close_abandoned(self, request: BeginCeremony) -> None:
         for record in self._ledger.ceremonies(request.master_key, open_only=True):
             if record.action in names.CHANGING and record.ceremony != request.ceremony:
-                self._abandon(record.ceremony)
+                self._abandon(record)
 
-    def _abandon(self, ceremony: str) -> None:
-        self._ledger.discard_staged(ceremony)
+    def _abandon(self, record: CeremonyRecord) -> None:
         try:
-            self._ledger.close_ceremony(ceremony, "failed", ABANDONED)
+            self._ledger.end_ceremony(record.ceremony, "failed", ABANDONED, record.master_key)
         except LedgerConflict:
-            activity.logger.info("ceremony %s closed meanwhile", ceremony)
-
-
-def _new(events: Sequence[Event]) -> list[NewEvent]:
-    return [NewEvent(event.key, event.type, dict(event.body)) for event in events]
+            activity.logger.info("ceremony %s closed meanwhile", record.ceremony)
 
 
 def _summary(record: CeremonyRecord) -> CeremonySummary:

@@ -7,8 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from activities.ledger.log.records import GENESIS
-from activities.ledger.store.chain import event_digest
+from activities.ledger.log.records import GENESIS, event_digest
 from workflows.contracts.trust.canonical import canonical_json
 
 Path = tuple[str | int, ...]
@@ -61,8 +60,7 @@ def rewritten(data: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
     last = GENESIS
     for number, event in enumerate(whole["events"], 1):
         event["seq"], event["previous"] = number, last
-        fields = {"type_" if name == "type" else name: value for name, value in event.items() if name != "digest"}
-        last = event["digest"] = event_digest(**fields)
+        last = event["digest"] = event_digest(event)
     whole["head"] = {"events": len(whole["events"]), "digest": last}
     whole["created"] = whole["events"][-1]["at"]
     return canonical_json(whole)
@@ -83,12 +81,3 @@ def with_body(data: bytes, number: int, change: Callable[[dict[str, Any]], None]
 def events_of(data: bytes, type_: str) -> list[int]:
     """Places of the events of a type."""
     return [place for place, event in enumerate(json.loads(data)["events"]) if event["type"] == type_]
-
-
-def as_older_ledger(whole: dict[str, Any]) -> None:
-    """What an older ledger recorded: not what a ceremony was, nor its plan, nor which roster was in force."""
-    later = ("plan-made", "roster-seen")
-    whole["events"] = [event for event in whole["events"] if event["type"] not in later]
-    for event in whole["events"]:
-        if event["type"] == "ceremony-opened":
-            event["body"] = '{"request":null}'

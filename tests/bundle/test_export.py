@@ -24,7 +24,7 @@ ASK = ExportBundle(ceremony="eu10.init.0123456789ab", master_key=NAME)
 
 
 def url_of(life: Life) -> str:
-    return f"sqlite:///{life.ledger._database.file}"
+    return f"sqlite:///{life.ledger.file}"
 
 
 def test_exporting_twice_gives_the_same_bytes(lived: Lived) -> None:

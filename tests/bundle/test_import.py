@@ -8,19 +8,18 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy.orm import Session
 
 from activities.ledger.bundle import import_ as importing
 from activities.ledger.bundle.export import export
-from activities.ledger.bundle.import_ import ImportResult, import_bundle
+from activities.ledger.bundle.import_ import ImportResult, append_events, import_bundle
 from activities.ledger.bundle.verify import Verified, verify
-from activities.ledger.log import apply as replaying
-from activities.ledger.log.apply import replay_into
+from activities.ledger.store import rows as stored_rows
+from activities.ledger.store.database import WriteSession
 from activities.ledger.store.ledger import Ledger
 from activities.roster import RosterSource
 from tests.bundle.conftest import Lived, begin_life
 from tests.bundle.life import NAME, QUORUM, Life, world_keystores
-from tests.bundle.tampering import altered, as_older_ledger, rewritten
+from tests.bundle.tampering import altered, rewritten
 from tests.ledger.samples import make_master_key, sql, tamper
 from tests.world import NAMES, World, now
 from workflows.contracts.trust.canonical import Signed
@@ -71,7 +70,7 @@ def test_an_empty_ledger_becomes_what_the_bundle_says_and_one_event_more(ledger:
     original = lived.life.ledger
     assert ledger.protections(NAME) == [p for p in original.protections(NAME) if p.status != "staged"]
     assert ledger.master_keys() == original.master_keys()
-    assert ledger.stops.in_force() == original.stops.in_force()
+    assert ledger.stops_in_force() == original.stops_in_force()
     assert ledger.events(limit=verified.terms.head.events) == original.events()
     told = {"phase": "imported"}
     theirs = [record.model_copy(update=told) for record in original.ceremonies()]
@@ -113,27 +112,19 @@ def test_life_goes_on_after_an_import(ledger: Ledger, lived: Lived) -> None:
     fill(ledger, lived)
     after = Life(lived.world, ledger)
     after._number = 100
-    stop = ledger.stops.in_force(NAME)[0]
+    stop = ledger.stops_in_force(NAME)[0]
     # The world's people plan under the first version of their roster: here the ledger alone goes on.
     lift = after.id_of("lift")
     after.begin(lift)
-    ledger.stops.lift(lift, (stop.digest,))
+    ledger.lift_stops(lift, (stop.digest,))
     active = ledger.protection(NAME)
-    assert ledger.orders.destroy_due() == []
+    assert ledger.destroy_due() == []
     destroy = after.id_of("destroy")
     retired = next(p for p in ledger.protections(NAME) if p.status == "retired")
     after.begin(destroy, manifest=retired.digest)
-    ledger.orders.destroy(destroy, retired.digest)
+    ledger.destroy(destroy, retired.digest)
     assert ledger.protection(NAME) == active
     ledger.verify_chain()
-
-
-def test_what_an_older_ledger_recorded_is_imported_too(ledger: Ledger, lived: Lived) -> None:
-    verified = lived.verify(rewritten(lived.data, as_older_ledger))
-    import_bundle(ledger, verified, approvals=approvals(lived.world, verified))
-    assert ledger.master_keys() == lived.life.ledger.master_keys()
-    actions = {record.ceremony: record.action for record in ledger.ceremonies()}
-    assert actions == {record.ceremony: record.action for record in lived.life.ledger.ceremonies()}
 
 
 @pytest.mark.parametrize("names", [(), QUORUM[:2], ("alice", "alice", "alice")])
@@ -164,9 +155,9 @@ def test_an_import_that_dies_in_the_middle_leaves_nothing(
             raise KeyboardInterrupt
         original(*arguments)
 
-    original = replaying._apply
+    original = stored_rows.apply
     with monkeypatch.context() as patch:
-        patch.setattr(replaying, "_apply", die)
+        patch.setattr(stored_rows, "apply", die)
         with pytest.raises(KeyboardInterrupt):
             fill(ledger, lived)
     assert rows(url) == before
@@ -178,10 +169,10 @@ def test_an_import_that_would_come_to_something_else_leaves_nothing(
 ) -> None:
     before = rows(url)
 
-    def forgets(session: Session, events: Any, committed: Any) -> None:
-        replay_into(session, events[:-1], committed)
+    def forgets(session: WriteSession, events: Any, committed: Any) -> None:
+        append_events(session, events[:-1], committed)
 
-    monkeypatch.setattr(importing, "replay_into", forgets)
+    monkeypatch.setattr(importing, "append_events", forgets)
     with pytest.raises(BundleInvalid, match="nothing was changed"):
         fill(ledger, lived)
     assert rows(url) == before
@@ -197,7 +188,7 @@ def test_a_ledger_is_brought_up_to_date_without_a_quorum(life: Life, ledger: Led
     early = verify(life.bundle(), genesis=genesis)
     import_bundle(ledger, early, approvals=approvals(life.world, early))
     restored = restore(ledger, life, url)
-    stops = [stop.digest for stop in life.ledger.stops.in_force()]
+    stops = [stop.digest for stop in life.ledger.stops_in_force()]
     life.order("lift", stops)
     second = life.reshard(first, life.world.target_over(world_keystores(3), retention_hours=0))
     life.collect()
@@ -206,7 +197,7 @@ def test_a_ledger_is_brought_up_to_date_without_a_quorum(life: Life, ledger: Led
     done = import_bundle(restored, late)
     assert (done.added, done.approved_by) == (late.terms.head.events - early.terms.head.events, ())
     assert [(p.epoch, p.status) for p in restored.protections(NAME)] == [(1, "destroyed"), (2, "active")]
-    assert restored.stops.in_force() == []
+    assert restored.stops_in_force() == []
     restored.verify_chain()
 
 
@@ -235,7 +226,7 @@ def test_what_was_staged_and_open_in_an_old_copy_is_finished_by_the_bundle(
     staged = [event.seq for event in events if event.type == "protection-staged"][-1]
     entries = {entry.signed.digest: entry for entry in late.bundle.protections}
     middle = [event for event in events if early.terms.head.events < event.seq <= staged]
-    restored.write(lambda session, _: replay_into(session, middle, entries))
+    restored.write(lambda session: append_events(session, middle, entries))
     assert [p.status for p in restored.protections(NAME)] == ["active", "staged"]
     done = import_bundle(restored, late)
     assert done.added == len(events) - staged
@@ -396,5 +387,5 @@ def test_constraints_of_the_database_have_the_last_word(ledger: Ledger, lived: L
     events = list(verified.bundle.events)
     entries = {entry.signed.digest: entry for entry in verified.bundle.protections}
     with pytest.raises(LedgerConflict):
-        ledger.write(lambda session, _: replay_into(session, [events[1]], entries))
+        ledger.write(lambda session: append_events(session, [events[1]], entries))
     assert rows(url)["events"] == []

@@ -32,7 +32,7 @@ def desk(lived: Lived, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An auditor's folder: the pinned roster, a ledger, and its bundle."""
     monkeypatch.chdir(tmp_path)
     genesis = lived.world.roster.digest
-    source = lived.life.ledger._database.file
+    source = lived.life.ledger.file
     assert source is not None
     with sqlite3.connect(source) as old, sqlite3.connect(tmp_path / "ledger.db") as new:
         old.backup(new)

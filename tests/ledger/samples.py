@@ -89,7 +89,7 @@ def protection(name: str = "eu10.init.1", attempt: int = 1, *, note: str = "", *
 def make_master_key(ledger: Ledger, name: str = "eu10") -> ProtectionRecord:
     """An init ceremony from the beginning to the end; returns what is active then."""
     init = f"{name}.init.1"
-    ledger.open_ceremony(ceremony(init), {})
+    ledger.open_ceremony(ceremony(init))
     ledger.stage(protection(init))
     ledger.commit(init, 1)
     ledger.close_ceremony(init, "done")
@@ -98,7 +98,7 @@ def make_master_key(ledger: Ledger, name: str = "eu10") -> ProtectionRecord:
 
 def prepare_reshard(ledger: Ledger, name: str = "eu10.reshard.1", **changes: Any) -> ProtectionRecord:
     """A reshard ceremony up to before its commit; returns what it staged."""
-    ledger.open_ceremony(ceremony(name, action="reshard"), {})
+    ledger.open_ceremony(ceremony(name, action="reshard"))
     active = ledger.protection(name.split(".")[0])
     fields: dict[str, Any] = {"epoch": active.epoch + 1, "predecessor": active.digest} | changes
     staged = protection(name, **fields)
@@ -114,8 +114,8 @@ def stop(number: int = 1, name: str = "eu10") -> Signed:
 def order_stop(ledger: Ledger, number: int = 1, name: str = "eu10") -> Signed:
     """A seal ceremony that orders a stop."""
     seal = f"{name}.seal.{number}"
-    ledger.open_ceremony(ceremony(seal, action="seal"), {})
-    ledger.stops.order(seal, name, stop(number, name))
+    ledger.open_ceremony(ceremony(seal, action="seal"))
+    ledger.order_stop(seal, name, stop(number, name))
     return stop(number, name)
 
 

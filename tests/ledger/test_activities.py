@@ -88,7 +88,7 @@ def test_a_stop_that_no_custodian_signed_or_of_something_else_is_not_recorded(li
     ):
         with refused("ApprovalInvalid"):
             life.begin(ceremony, stop=signed)
-    assert life.ledger.stops.in_force() == []
+    assert life.ledger.stops_in_force() == []
     assert len(life.begin(ceremony, stop=genuine).active) == 1
 
 
@@ -220,7 +220,7 @@ def test_an_order_without_what_it_is_about_is_refused(life: Life) -> None:
     with refused("LedgerConflict"):
         other = {**fields, "master_key": "us20"}
         life.activities.execute_order(ExecuteOrder(action="lift", stops=(stop.digest,), **other))
-    assert len(life.ledger.stops.in_force(NAME)) == 1
+    assert len(life.ledger.stops_in_force(NAME)) == 1
 
 
 def test_the_collector_discards_leftovers_and_destroys_what_is_due(life: Life, shared: Shared) -> None:

@@ -47,7 +47,7 @@ def append_from_a_process_of_its_own(url: str, name: str) -> int:
 def test_of_two_inits_at_the_same_moment_one_has_the_name(ledger: Ledger) -> None:
     names = ("eu10.init.1", "eu10.init.2")
     for name in names:
-        ledger.open_ceremony(ceremony(name), {})
+        ledger.open_ceremony(ceremony(name))
         ledger.stage(protection(name))
     outcomes = at_once([partial(ledger.commit, name, 1) for name in names])
     assert sorted(map(str, outcomes)) == sorted(map(str, [None, NameTaken]))
@@ -67,7 +67,7 @@ def test_of_two_reshards_at_the_same_moment_one_takes_the_place(ledger: Ledger) 
 
 def test_the_same_activity_twice_at_the_same_moment_happens_once(ledger: Ledger) -> None:
     def everything() -> None:
-        ledger.open_ceremony(ceremony(), {})
+        ledger.open_ceremony(ceremony())
         ledger.stage(protection())
         ledger.commit("eu10.init.1", 1)
         ledger.close_ceremony("eu10.init.1", "done")
@@ -95,7 +95,7 @@ def processes() -> ProcessPoolExecutor:
 def test_processes_share_a_ledger_as_threads_do(ledger: Ledger, url: str, processes: ProcessPoolExecutor) -> None:
     names = ["eu10.init.1", "eu10.init.2"]
     for name in names:
-        ledger.open_ceremony(ceremony(name), {})
+        ledger.open_ceremony(ceremony(name))
         ledger.stage(protection(name))
     with processes:
         outcomes = list(processes.map(commit_from_a_process_of_its_own, [url] * 2, names))

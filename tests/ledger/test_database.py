@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from activities.ledger.store import database
 from activities.ledger.store.database import Database
 from activities.ledger.store.ledger import Ledger
-from activities.ledger.store.models import Ceremony
+from activities.ledger.store.models import CeremonyRow
 from tests.ledger.samples import ceremony, sql
 from workflows.contracts.trust.errors import ConfigurationInvalid, LedgerConflict, LedgerCorrupt
 
@@ -97,7 +97,7 @@ def test_a_read_waits_for_nobody(ledger: Ledger, url: str) -> None:
 
 
 def test_no_error_repeats_what_was_to_be_stored(ledger: Ledger, url: str) -> None:
-    bad = Ceremony(**ceremony(workflow_id="hunter2").model_dump() | {"action": "hunter2"})
+    bad = CeremonyRow(**ceremony(workflow_id="hunter2").model_dump() | {"action": "hunter2"})
 
     def write(session: Session) -> None:
         session.add(bad)

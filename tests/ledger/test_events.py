@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from activities.ledger.log.records import GENESIS
-from activities.ledger.store.chain import event_digest
+from activities.ledger.log.records import GENESIS, event_digest
 from activities.ledger.store.ledger import Ledger
 from tests.ledger.samples import Clock, ceremony, make_master_key, sql, tamper
-from workflows.contracts.trust.canonical import canonical_json, digest, format_time
+from workflows.contracts.trust.canonical import canonical_json, digest
 from workflows.contracts.trust.errors import LedgerConflict, LedgerCorrupt
 
 
@@ -161,16 +160,7 @@ def test_a_change_to_the_chain_is_noticed_where_it_was_made(
 def test_an_event_forged_together_with_its_digest_is_noticed_at_the_next(ledger: Ledger, url: str) -> None:
     fill(ledger)
     third = ledger.events()[2]
-    forged = event_digest(
-        seq=3,
-        ceremony=third.ceremony,
-        key=third.key,
-        master_key=third.master_key,
-        type_=third.type,
-        body="{}",
-        at=format_time(third.at),
-        previous=third.previous,
-    )
+    forged = event_digest({**third.model_dump(), "body": "{}"})
     tamper(url, f"UPDATE events SET body = '{{}}', digest = '{forged}' WHERE seq = 3")  # noqa: S608 - a test's own
     with pytest.raises(LedgerCorrupt, match="event 4"):
         ledger.verify_chain()
@@ -193,7 +183,7 @@ def test_nothing_is_written_once_the_head_of_the_chain_is_gone(ledger: Ledger, u
     with pytest.raises(LedgerCorrupt):
         ledger.append("c.1", "k", "noted", {})
     with pytest.raises(LedgerCorrupt):
-        ledger.open_ceremony(ceremony(), {})
+        ledger.open_ceremony(ceremony())
 
 
 def test_an_event_that_is_none_is_noticed_when_it_is_read(ledger: Ledger, url: str) -> None:

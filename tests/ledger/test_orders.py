@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
-from activities.ledger.store import chain
+from activities.ledger.store import rows
 from activities.ledger.store.ledger import Ledger
 from tests.ledger.samples import (
     Clock,
@@ -31,7 +32,7 @@ def resharded(ledger: Ledger, retention: timedelta | None = None) -> str:
     old = make_master_key(ledger)
     prepare_reshard(ledger)
     ledger.commit("eu10.reshard.1", 1, retention=retention)
-    ledger.open_ceremony(ceremony(DESTROY, action="destroy"), {})
+    ledger.open_ceremony(ceremony(DESTROY, action="destroy"))
     return old.digest
 
 
@@ -40,7 +41,7 @@ def with_emergency(ledger: Ledger) -> str:
     make_master_key(ledger)
     staged = prepare_reshard(ledger, purpose="emergency", predecessor=None)
     ledger.commit("eu10.reshard.1", 1)
-    ledger.open_ceremony(ceremony(RETIRE, action="retire"), {})
+    ledger.open_ceremony(ceremony(RETIRE, action="retire"))
     return staged.digest
 
 
@@ -51,7 +52,7 @@ def shard_rows(url: str) -> int:
 def drilled(ledger: Ledger, number: int, spare: int) -> None:
     name = f"eu10.drill.{number:012x}"
     result = DrillResult(
-        ceremony=name, master_key="eu10", at=ledger._clock(), healthy=False, spare=spare, protections=()
+        ceremony=name, master_key="eu10", at=ledger.clock(), healthy=False, spare=spare, protections=()
     )
     ledger.append(name, "finished", "drill-finished", {"result": result.model_dump_json()}, "eu10")
 
@@ -59,21 +60,21 @@ def drilled(ledger: Ledger, number: int, spare: int) -> None:
 def test_a_protection_is_retired_without_a_successor_once(ledger: Ledger) -> None:
     emergency = with_emergency(ledger)
     for _ in range(2):
-        ledger.orders.retire(RETIRE, emergency)
+        ledger.retire(RETIRE, emergency)
     found = ledger.protection("eu10", digest=emergency)
     assert (found.status, found.destroy_after, len(found.shards)) == ("retired", None, 3)
     [event] = [event for event in ledger.events() if event.type == "protection-retired"]
     assert (event.ceremony, json.loads(event.body)["digest"]) == (RETIRE, emergency)
     ledger.close_ceremony(RETIRE, "done")
-    ledger.orders.retire(RETIRE, emergency)  # a repeated activity
+    ledger.retire(RETIRE, emergency)  # a repeated activity
     ledger.verify_chain()
 
 
 def test_the_last_protection_that_serves_is_not_retired(ledger: Ledger) -> None:
     active = make_master_key(ledger)
-    ledger.open_ceremony(ceremony(RETIRE, action="retire"), {})
+    ledger.open_ceremony(ceremony(RETIRE, action="retire"))
     with pytest.raises(PlanInvalid, match="last protection") as caught:
-        ledger.orders.retire(RETIRE, active.digest)
+        ledger.retire(RETIRE, active.digest)
     assert "reshard" in caught.value.next_step
     assert ledger.protection("eu10") == active
 
@@ -81,20 +82,20 @@ def test_the_last_protection_that_serves_is_not_retired(ledger: Ledger) -> None:
 def test_an_order_is_about_a_protection_of_its_ceremonys_master_key_in_the_state_for_it(ledger: Ledger) -> None:
     emergency = with_emergency(ledger)
     primary = ledger.protection("eu10").digest
-    ledger.open_ceremony(ceremony("us20.retire.1", action="retire"), {})
+    ledger.open_ceremony(ceremony("us20.retire.1", action="retire"))
     with pytest.raises(NotKnown):
-        ledger.orders.retire("us20.retire.1", emergency)
+        ledger.retire("us20.retire.1", emergency)
     with pytest.raises(NotKnown):
-        ledger.orders.retire(RETIRE, digest(b"another"))
+        ledger.retire(RETIRE, digest(b"another"))
     with pytest.raises(PlanInvalid, match="is active"):
-        ledger.orders.destroy(RETIRE, primary)
-    ledger.orders.retire(RETIRE, emergency)
-    ledger.open_ceremony(ceremony("eu10.retire.2", action="retire"), {})
+        ledger.destroy(RETIRE, primary)
+    ledger.retire(RETIRE, emergency)
+    ledger.open_ceremony(ceremony("eu10.retire.2", action="retire"))
     with pytest.raises(PlanInvalid, match="is retired"):
-        ledger.orders.retire("eu10.retire.2", emergency)
+        ledger.retire("eu10.retire.2", emergency)
     ledger.close_ceremony("eu10.retire.2", "refused")
     with pytest.raises(CeremonyEnded):
-        ledger.orders.retire("eu10.retire.2", primary)
+        ledger.retire("eu10.retire.2", primary)
 
 
 def test_a_destroyed_protection_loses_its_shards_and_keeps_its_manifest(ledger: Ledger, url: str) -> None:
@@ -102,7 +103,7 @@ def test_a_destroyed_protection_loses_its_shards_and_keeps_its_manifest(ledger: 
     before = ledger.protection("eu10", digest=old)
     assert shard_rows(url) == 6
     for _ in range(2):
-        ledger.orders.destroy(DESTROY, old)
+        ledger.destroy(DESTROY, old)
     assert shard_rows(url) == 3
     assert ledger.protection("eu10", digest=old) == before.model_copy(update={"status": "destroyed", "shards": ()})
     assert [(p.epoch, p.status) for p in ledger.protections("eu10")] == [(1, "destroyed"), (2, "active")]
@@ -123,13 +124,16 @@ def test_a_destruction_that_dies_at_its_end_destroys_nothing(
 ) -> None:
     old = resharded(ledger)
 
-    def die(*_: object, **__: object) -> None:
+    apply = rows.apply
+
+    def apply_and_die(*arguments: Any) -> None:
+        apply(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(chain, "append", die)
+        patch.setattr(rows, "apply", apply_and_die)
         with pytest.raises(KeyboardInterrupt):
-            ledger.orders.destroy(DESTROY, old)
+            ledger.destroy(DESTROY, old)
     assert (ledger.protection("eu10", digest=old).status, shard_rows(url)) == ("retired", 6)
 
 
@@ -154,10 +158,10 @@ def test_what_a_reshard_retires_is_destroyed_when_its_time_has_come(ledger: Ledg
     [committed] = [e for e in ledger.events() if e.type == "protection-committed" and e.ceremony == "eu10.reshard.1"]
     assert json.loads(committed.body)["destroy_after"] == "2026-11-25T20:00:00Z"
     clock.advance(hours=47)
-    assert ledger.orders.destroy_due() == []
+    assert ledger.destroy_due() == []
     clock.advance(hours=1)
-    assert ledger.orders.destroy_due() == [old]
-    assert ledger.orders.destroy_due() == []
+    assert ledger.destroy_due() == [old]
+    assert ledger.destroy_due() == []
     [event] = [event for event in ledger.events() if event.type == "protection-destroyed"]
     assert (event.ceremony, event.master_key) == ("", "eu10")
     assert json.loads(event.body)["scheduled"] == "2026-11-25T20:00:00Z"
@@ -166,25 +170,25 @@ def test_what_a_reshard_retires_is_destroyed_when_its_time_has_come(ledger: Ledg
 def test_what_has_no_time_stays_until_its_destruction_is_ordered(ledger: Ledger, clock: Clock) -> None:
     old = resharded(ledger)
     clock.advance(days=3650)
-    assert ledger.orders.destroy_due() == []
+    assert ledger.destroy_due() == []
     assert ledger.protection("eu10", digest=old).status == "retired"
 
 
 def test_nothing_is_destroyed_on_schedule_while_a_stop_is_in_force(ledger: Ledger, clock: Clock) -> None:
     old = resharded(ledger, timedelta(0))
     order_stop(ledger)
-    assert ledger.orders.destroy_due() == []
-    ledger.open_ceremony(ceremony("eu10.lift.1", action="lift"), {})
-    ledger.stops.lift("eu10.lift.1", (stop().digest,))
-    assert ledger.orders.destroy_due() == [old]
+    assert ledger.destroy_due() == []
+    ledger.open_ceremony(ceremony("eu10.lift.1", action="lift"))
+    ledger.lift_stops("eu10.lift.1", (stop().digest,))
+    assert ledger.destroy_due() == [old]
 
 
 def test_nothing_is_destroyed_on_schedule_while_the_active_ones_cannot_recover_the_master_key(ledger: Ledger) -> None:
     old = resharded(ledger, timedelta(0))
     drilled(ledger, 1, spare=-1)
-    assert ledger.orders.destroy_due() == []
+    assert ledger.destroy_due() == []
     drilled(ledger, 2, spare=0)
-    assert ledger.orders.destroy_due() == [old]
+    assert ledger.destroy_due() == [old]
 
 
 def test_a_drill_from_before_the_newest_commit_holds_nothing_up(ledger: Ledger) -> None:
@@ -192,11 +196,11 @@ def test_a_drill_from_before_the_newest_commit_holds_nothing_up(ledger: Ledger) 
     drilled(ledger, 1, spare=-1)
     prepare_reshard(ledger)
     ledger.commit("eu10.reshard.1", 1, retention=timedelta(0))
-    assert len(ledger.orders.destroy_due()) == 1
+    assert len(ledger.destroy_due()) == 1
 
 
 def test_a_retention_without_anything_to_retire_says_nothing(ledger: Ledger) -> None:
-    ledger.open_ceremony(ceremony(), {})
+    ledger.open_ceremony(ceremony())
     ledger.stage(protection())
     ledger.commit("eu10.init.1", 1, retention=timedelta(hours=1))
     assert ledger.protection("eu10").destroy_after is None
@@ -204,6 +208,6 @@ def test_a_retention_without_anything_to_retire_says_nothing(ledger: Ledger) -> 
 
 
 def test_a_protection_is_not_staged_with_a_time_of_destruction(ledger: Ledger, clock: Clock) -> None:
-    ledger.open_ceremony(ceremony(), {})
+    ledger.open_ceremony(ceremony())
     with pytest.raises(LedgerConflict):
         ledger.stage(protection(destroy_after=clock.now))

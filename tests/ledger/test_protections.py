@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from activities.ledger.log.records import ProtectionRecord
-from activities.ledger.store import chain
+from activities.ledger.store import rows
 from activities.ledger.store.ledger import Ledger
 from tests.ledger.samples import (
     Clock,
@@ -40,7 +40,7 @@ def test_a_committed_protection_is_read_as_it_was_staged(ledger: Ledger) -> None
 
 
 def test_nothing_serves_before_the_commit(ledger: Ledger) -> None:
-    ledger.open_ceremony(ceremony(), {})
+    ledger.open_ceremony(ceremony())
     ledger.stage(protection())
     with pytest.raises(NotKnown):
         ledger.protection("eu10")
@@ -49,7 +49,7 @@ def test_nothing_serves_before_the_commit(ledger: Ledger) -> None:
 
 
 def test_staging_twice_stages_once(ledger: Ledger) -> None:
-    ledger.open_ceremony(ceremony(), {})
+    ledger.open_ceremony(ceremony())
     for _ in range(2):
         ledger.stage(protection())
     assert ledger.protections("eu10") == [protection()]
@@ -72,7 +72,7 @@ def test_staging_again_after_the_commit_changes_nothing(ledger: Ledger) -> None:
     ids=["manifest", "shards", "signature"],
 )
 def test_an_attempt_stages_only_one_thing(ledger: Ledger, other: ProtectionRecord) -> None:
-    ledger.open_ceremony(ceremony(), {})
+    ledger.open_ceremony(ceremony())
     ledger.stage(protection())
     with pytest.raises(LedgerConflict):
         ledger.stage(other)
@@ -80,7 +80,7 @@ def test_an_attempt_stages_only_one_thing(ledger: Ledger, other: ProtectionRecor
 
 
 def test_an_attempts_number_is_not_used_again_after_a_discard(ledger: Ledger) -> None:
-    ledger.open_ceremony(ceremony(), {})
+    ledger.open_ceremony(ceremony())
     ledger.stage(protection())
     ledger.discard_staged("eu10.init.1")
     with pytest.raises(LedgerConflict):
@@ -116,7 +116,7 @@ def test_an_attempts_number_is_not_used_again_after_a_discard(ledger: Ledger) ->
 def test_what_is_wrong_in_itself_is_not_staged(
     ledger: Ledger, record: ProtectionRecord, error: type[MasterKeyError]
 ) -> None:
-    ledger.open_ceremony(ceremony(), {})
+    ledger.open_ceremony(ceremony())
     with pytest.raises(error):
         ledger.stage(record)
     assert ledger.protections("eu10") == []
@@ -125,14 +125,14 @@ def test_what_is_wrong_in_itself_is_not_staged(
 
 def test_a_name_is_taken_for_ever(ledger: Ledger) -> None:
     make_master_key(ledger)
-    ledger.open_ceremony(ceremony("eu10.init.2"), {})
+    ledger.open_ceremony(ceremony("eu10.init.2"))
     with pytest.raises(NameTaken):
         ledger.stage(protection("eu10.init.2"))
 
 
 def test_of_two_inits_that_both_staged_the_first_to_commit_has_the_name(ledger: Ledger) -> None:
     for name in ("eu10.init.1", "eu10.init.2"):
-        ledger.open_ceremony(ceremony(name), {})
+        ledger.open_ceremony(ceremony(name))
         ledger.stage(protection(name))
     ledger.commit("eu10.init.2", 1)
     with pytest.raises(NameTaken):
@@ -141,7 +141,7 @@ def test_of_two_inits_that_both_staged_the_first_to_commit_has_the_name(ledger: 
 
 
 def test_only_init_makes_a_master_key(ledger: Ledger) -> None:
-    ledger.open_ceremony(ceremony("eu10.reshard.1", action="reshard"), {})
+    ledger.open_ceremony(ceremony("eu10.reshard.1", action="reshard"))
     with pytest.raises(NotKnown):
         ledger.stage(protection("eu10.reshard.1"))
 
@@ -161,7 +161,7 @@ def test_committing_again_after_it_was_replaced_does_not_bring_it_back(ledger: L
 
 
 def test_what_was_never_staged_is_not_committed(ledger: Ledger) -> None:
-    ledger.open_ceremony(ceremony(), {})
+    ledger.open_ceremony(ceremony())
     with pytest.raises(NotKnown):
         ledger.commit("eu10.init.1", 1)
 
@@ -220,7 +220,7 @@ def test_an_epoch_belongs_to_one_protection_whatever_its_purpose(ledger: Ledger)
 
 
 def test_the_other_attempts_of_a_ceremony_go_with_its_commit(ledger: Ledger, url: str) -> None:
-    ledger.open_ceremony(ceremony(), {})
+    ledger.open_ceremony(ceremony())
     for attempt in (1, 2, 3):
         ledger.stage(protection(attempt=attempt))
     ledger.commit("eu10.init.1", 2)
@@ -231,7 +231,7 @@ def test_the_other_attempts_of_a_ceremony_go_with_its_commit(ledger: Ledger, url
 
 
 def test_a_late_activity_of_a_closed_ceremony_neither_stages_nor_commits(ledger: Ledger) -> None:
-    ledger.open_ceremony(ceremony(), {})
+    ledger.open_ceremony(ceremony())
     ledger.stage(protection())
     ledger.close_ceremony("eu10.init.1", "expired")
     with pytest.raises(CeremonyEnded):
@@ -246,11 +246,14 @@ def test_a_commit_that_dies_at_its_end_leaves_the_old_protection(
     old = make_master_key(ledger)
     staged = prepare_reshard(ledger)
 
-    def die(*_: object, **__: object) -> None:
+    apply = rows.apply
+
+    def apply_and_die(*arguments: Any) -> None:
+        apply(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(chain, "append", die)
+        patch.setattr(rows, "apply", apply_and_die)
         with pytest.raises(KeyboardInterrupt):
             ledger.commit("eu10.reshard.1", 1)
     assert ledger.protection("eu10") == old
@@ -271,19 +274,21 @@ def test_discarding_deletes_what_is_staged_and_nothing_else(ledger: Ledger, url:
     assert types(ledger).count("staged-discarded") == 1
 
 
-def test_discarding_part_of_what_was_discarded_before_works_too(ledger: Ledger) -> None:
-    ledger.open_ceremony(ceremony(), {})
+def test_what_was_discarded_is_not_staged_again_and_a_later_attempt_is(ledger: Ledger) -> None:
+    ledger.open_ceremony(ceremony())
     ledger.stage(protection(attempt=1))
     ledger.stage(protection(attempt=2))
     assert ledger.discard_staged("eu10.init.1") == 2
-    ledger.stage(protection(attempt=2))
+    with pytest.raises(LedgerConflict, match="discarded"):
+        ledger.stage(protection(attempt=2))
+    ledger.stage(protection(attempt=3))
     assert ledger.discard_staged("eu10.init.1") == 1
     ledger.verify_chain()
 
 
 def test_leftovers_of_closed_ceremonies_are_found_by_age(ledger: Ledger, clock: Clock) -> None:
     for name in ("eu10.init.1", "us20.init.1", "ap30.init.1"):
-        ledger.open_ceremony(ceremony(name), {})
+        ledger.open_ceremony(ceremony(name))
         ledger.stage(protection(name))
     ledger.close_ceremony("us20.init.1", "failed")
     clock.advance(hours=1)
@@ -336,7 +341,7 @@ def test_an_altered_protection_is_noticed_when_it_is_read(ledger: Ledger, url: s
 
 
 def test_what_was_altered_while_staged_is_not_committed(ledger: Ledger, url: str) -> None:
-    ledger.open_ceremony(ceremony(), {})
+    ledger.open_ceremony(ceremony())
     ledger.stage(protection())
     tamper(url, "DELETE FROM shards WHERE shard_index = 2")
     with pytest.raises(LedgerCorrupt):

@@ -198,13 +198,13 @@ def full_url(ledger: Ledger, url: str) -> str:
     prepare_reshard(ledger)
     ledger.commit("eu10.reshard.1", 1)
     prepare_reshard(ledger, "eu10.reshard.2")
-    ledger.set_phase("eu10.reshard.2", "approving", plan="{}  ")
-    ledger.open_ceremony(ceremony("eu10.recover.1", action="recover"), {})
-    ledger.set_phase("eu10.recover.1", "approving", plan="{}")
+    ledger.set_plan("eu10.reshard.2", "approving", "{}  ")
+    ledger.open_ceremony(ceremony("eu10.recover.1", action="recover"))
+    ledger.set_plan("eu10.recover.1", "approving", "{}")
     for number in (1, 2):
         order_stop(ledger, number)
-    ledger.open_ceremony(ceremony("eu10.lift.1", action="lift"), {})
-    ledger.stops.lift("eu10.lift.1", (stop(1).digest,))
+    ledger.open_ceremony(ceremony("eu10.lift.1", action="lift"))
+    ledger.lift_stops("eu10.lift.1", (stop(1).digest,))
     return url
 
 
@@ -261,7 +261,7 @@ def test_what_an_older_ledger_holds_survives_the_way_up_and_down_and_up_again(em
     ledger.upgrade()
     assert contents() == before
     assert ledger.verify_chain() == head
-    ledger.open_ceremony(ceremony("eu10.lift.1", action="lift"), {})
+    ledger.open_ceremony(ceremony("eu10.lift.1", action="lift"))
     with pytest.raises(DatabaseError):
         sql(empty_url, "DELETE FROM ceremonies")
     with pytest.raises(LedgerConflict):  # a ceremony of a kind that the older schema does not know

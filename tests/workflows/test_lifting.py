@@ -39,7 +39,7 @@ async def test_a_keystore_whose_state_is_older_than_a_lift_refuses_until_the_lif
     shutil.rmtree(state)
     shutil.copytree(tmp_path / "backup", state)
     gated.start_again(WORKER)
-    assert gated.ledger.stops.in_force(name) == []
+    assert gated.ledger.stops_in_force(name) == []
     asked = await gated.ask(name, made)
     assert isinstance(await failure(asked.handle), Stopped)
     # A lift asks every keystore what it remembers, and names that.

@@ -246,10 +246,10 @@ async def test_a_holder_survives_every_poison_message_and_ends_when_it_is_releas
         await handle.signal("stop", args=arguments)
         await handle.signal("unheard-of", args=arguments)
     await gated.idle(handle)
-    assert gated.ledger.stops.releases(name) == [handle.id]
+    assert gated.ledger.releases(name) == [handle.id]
     await handle.signal("released", args=("more", {"than": "expected"}, 3))
     assert HoldResult.model_validate(await ended(handle)).stop is None
-    assert gated.ledger.stops.releases(name) == []
+    assert gated.ledger.releases(name) == []
     await clean(handle)
 
 

@@ -7,15 +7,27 @@ every event of the ceremony, to the field: more, fewer or others are differences
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from activities.ledger.log.events import OWN
+from activities.ledger.log.events import (
+    CeremonyClosed,
+    CeremonyOpened,
+    HoldingBegan,
+    HoldingEnded,
+    LedgerEvent,
+    PlanProposed,
+    ProtectionCommitted,
+    ProtectionDestroyed,
+    ProtectionRetired,
+    ProtectionStaged,
+    StopOrdered,
+    StopsLifted,
+)
 from activities.ledger.log.records import EventRecord
 from activities.ledger.log.signed import read_object
-from activities.ledger.store.protections import IN_EVENTS
 from workers.audit.histories import Call
 from workflows.contracts import names
 from workflows.contracts.messages.ledger import (
@@ -35,7 +47,7 @@ from workflows.contracts.trust.protection import Manifest
 
 CLOCKS_APART = timedelta(minutes=5)
 """How far the clocks of Temporal's and of the ledger's host may be apart."""
-HOLDING = f"{OWN}holding-"
+HOLDING = (HoldingBegan.key_of(), HoldingEnded.key_of())
 """How the keys begin of what a `HoldWorkflow` has recorded, under the ceremony of the unseal."""
 
 
@@ -46,7 +58,7 @@ class Expected:
     Attributes:
         body: fields that it must have, as JSON has them.
         needed: the activity was answered, so the event must be there.
-        exact: it has no other fields.
+        open: fields that it has besides, of whatever value.
         since: when the activity was scheduled.
         until: when it was answered, if it was.
         kept: for a commit: how long what it replaces is kept; None: until its destruction is ordered.
@@ -59,7 +71,7 @@ class Expected:
     needed: bool
     since: datetime
     until: datetime | None
-    exact: bool = True
+    open: frozenset[str] = frozenset()
     kept: timedelta | None = None
 
     def disagreement(self, event: EventRecord) -> str:
@@ -68,9 +80,8 @@ class Expected:
         if (event.type, event.master_key) != (self.type, self.master_key):
             return f"it is {event.type} of {event.master_key or 'nothing'}, not {self.type} of {self.master_key}"
         other = {name for name, value in self.body.items() if name not in said or said[name] != value}
-        if self.exact:
-            other |= set(said) - set(self.body)
-        if self.type == "protection-committed":
+        other |= set(said) - set(self.body) - self.open
+        if self.type == ProtectionCommitted.TYPE:
             due = format_time(event.at + self.kept) if self.kept is not None and said.get("retired") else None
             other |= set() if said.get("destroy_after", "") == due else {"destroy_after"}
         if other:
@@ -97,7 +108,7 @@ class Expectations:
     staged: set[str] = field(default_factory=set)
     begun: bool = False
     unreadable: list[str] = field(default_factory=list)
-    _attempts: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    _attempts: dict[int, tuple[str, ProtectionStaged]] = field(default_factory=dict)
 
     def take(self, call: Call) -> None:
         """Learn from one activity."""
@@ -116,23 +127,16 @@ class Expectations:
     def _begin(self, call: Call) -> Iterator[Expected]:
         asked = BeginCeremony.model_validate_json(call.data)
         self.begun = self.begun or call.done
-        opened = {
-            "workflow_id": asked.workflow_id,
-            "action": asked.action,
-            "opened_at": format_time(asked.opened_at),
-        }
-        body: dict[str, Any] = {"request": asked.request.model_dump() if asked.request else None, "opened": opened}
-        if asked.build is not None:
-            body["build"] = asked.build
-        yield _own(call, "ceremony-opened", "", asked.master_key, body)
+        opened = CeremonyOpened.Said(workflow_id=asked.workflow_id, action=asked.action, opened_at=asked.opened_at)
+        said = CeremonyOpened(request=asked.request, opened=opened, build=asked.build)
+        yield _own(call, asked.master_key, said)
         if asked.stop is not None:
-            yield _own(call, "stop-ordered", f":{asked.stop.digest}", asked.master_key, asked.stop.model_dump())
+            yield _own(call, asked.master_key, StopOrdered(**asked.stop.model_dump()))
 
     def _plan(self, call: Call) -> Iterator[Expected]:
         asked = PlanMade.model_validate_json(call.data)
-        plan = Plan.parse(asked.plan.encode())
-        body = {"plan": asked.plan, "deadline": format_time(plan.expires)}
-        yield _own(call, "plan-made", f":{plan.digest}", asked.master_key, body)
+        deadline = Plan.parse(asked.plan.encode()).expires
+        yield _own(call, asked.master_key, PlanProposed(plan=asked.plan, deadline=deadline))
 
     def _events(self, call: Call) -> Iterator[Expected]:
         kind = CloseCeremony if call.activity == names.CLOSE_CEREMONY else RecordEvents
@@ -143,45 +147,45 @@ class Expectations:
             )
         if isinstance(asked, CloseCeremony):
             # One that failed before it was opened has no record to close.
-            needed = call.done and self.begun
-            body = {"outcome": asked.outcome, "detail": asked.detail}
-            yield _own(call, "ceremony-closed", "", asked.master_key, body, needed=needed)
+            closed = CeremonyClosed(outcome=asked.outcome, detail=asked.detail)
+            yield _own(call, asked.master_key, closed, needed=call.done and self.begun)
 
     def _stage(self, call: Call) -> Iterator[Expected]:
         asked = Stage.model_validate_json(call.data)
         signed = asked.protection.manifest
         manifest = Manifest.parse(signed.document.encode())
-        known = {**manifest.model_dump(mode="json"), "attempt": asked.attempt, "digest": signed.digest}
-        body = {name: known[name] for name in IN_EVENTS}
-        self._attempts[asked.attempt] = {**body, "master_key": manifest.master_key}
+        staged = ProtectionStaged.of(manifest, attempt=asked.attempt, digest=signed.digest)
+        self._attempts[asked.attempt] = (manifest.master_key, staged)
         self.staged.add(signed.digest)
-        yield _own(call, "protection-staged", f":{asked.attempt}", manifest.master_key, body)
+        yield _own(call, manifest.master_key, staged)
 
     def _commit(self, call: Call) -> Iterator[Expected]:
         asked = Commit.model_validate_json(call.data)
-        staged = dict(self._attempts.get(asked.attempt, {}))
-        if not staged:
+        if asked.attempt not in self._attempts:
             raise ValueError("it commits what was not staged")
-        master_key = str(staged.pop("master_key"))
-        body = {**staged, "retired": staged["predecessor"]}
+        master_key, staged = self._attempts[asked.attempt]
+        committed = ProtectionCommitted.of(staged, retired=staged.predecessor, discarded=(), destroy_after=None)
         kept = None if asked.retention_hours is None else timedelta(hours=asked.retention_hours)
-        yield _own(call, "protection-committed", f":{asked.attempt}", master_key, body, exact=False, kept=kept)
+        yield _own(call, master_key, committed, open_={"discarded", "destroy_after"}, kept=kept)
 
     def _order(self, call: Call) -> Iterator[Expected]:
         asked = ExecuteOrder.model_validate_json(call.data)
         if asked.action == "lift":
-            yield _own(call, "stops-lifted", "", asked.master_key, {"stops": sorted(set(asked.stops))})
+            yield _own(call, asked.master_key, StopsLifted(stops=tuple(sorted(set(asked.stops)))))
             return
-        type_ = "protection-retired" if asked.action == "retire" else "protection-destroyed"
-        body = {"digest": asked.manifest, **({"scheduled": None} if asked.action == "destroy" else {})}
-        yield _own(call, type_, f":{asked.manifest}", asked.master_key, body, exact=False)
+        # Of what it is about, the workflow told the ledger no more than the digest: the rest is open.
+        retired = ProtectionRetired(digest=str(asked.manifest), purpose="primary", epoch=0)
+        if asked.action == "retire":
+            yield _own(call, asked.master_key, retired, open_={"purpose", "epoch"})
+        else:
+            destroyed = ProtectionDestroyed.of(retired, threshold=0, keys=(), scheduled=None)
+            yield _own(call, asked.master_key, destroyed, open_={"purpose", "epoch", "threshold", "keys"})
 
     def _holding(self, call: Call) -> Iterator[Expected]:
         asked = RecordHolding.model_validate_json(call.data)
-        body: dict[str, Any] = {"workflow_id": asked.workflow_id}
-        if asked.state == "ended":
-            body["ended"] = asked.ended.model_dump() if asked.ended else None
-        yield _own(call, f"holding-{asked.state}", f":{asked.workflow_id}", asked.master_key, body)
+        began = HoldingBegan(workflow_id=asked.workflow_id)
+        ended = HoldingEnded(workflow_id=asked.workflow_id, ended=asked.ended)
+        yield _own(call, asked.master_key, ended if asked.state == "ended" else began)
 
 
 _READERS: Mapping[str, Callable[[Expectations, Call], Iterator[Expected]]] = {
@@ -198,19 +202,17 @@ _READERS: Mapping[str, Callable[[Expectations, Call], Iterator[Expected]]] = {
 
 def _own(
     call: Call,
-    type_: str,
-    rest: str,
     master_key: str,
-    body: Mapping[str, Any],
+    said: LedgerEvent,
     *,
     needed: bool | None = None,
-    exact: bool = True,
+    open_: Collection[str] = (),
     kept: timedelta | None = None,
 ) -> Expected:
-    """One of the ledger's own events."""
+    """One of the ledger's own events; `open_` are fields of which the workflow's history does not tell the value."""
     needed = call.done if needed is None else needed
-    key = f"{OWN}{type_}{rest}"
-    return Expected(key, type_, master_key, _plain(body), needed, call.since, call.until, exact, kept)
+    body = _plain(said.model_dump(exclude=set(open_)))
+    return Expected(said.key, said.TYPE, master_key, body, needed, call.since, call.until, frozenset(open_), kept)
 
 
 def _plain(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from activities.ledger.log.records import ProtectionRecord, StopRecord, read_row
 from activities.ledger.log.state import History, replay
 from activities.ledger.store import chain, protections
 from activities.ledger.store.ledger import Ledger
-from activities.ledger.store.models import Event, Protection, Stop
+from activities.ledger.store.models import ProtectionRow, StopRow
 from activities.roster import RosterSource
 from workflows.contracts.trust.canonical import digest
 from workflows.contracts.trust.chain import RosterVersion, parse_roster_file, verify_chain
@@ -49,12 +49,13 @@ def export(ledger: Ledger, roster: RosterSource) -> Exported:
 
 def export_snapshot(session: Session, roster: tuple[RosterVersion, ...]) -> Exported:
     """As `export`, of what a transaction sees, with roster versions that are in a bundle's form."""
-    head = chain.verify(session)
+    events, head = chain.verified(session)
     if head.events == 0:
         raise NotKnown("the ledger is empty: there is nothing to export", next_step="create a MasterKey first")
-    events = tuple(chain.to_record(row) for row in session.scalars(select(Event).order_by(Event.seq)))
     rows = session.scalars(
-        select(Protection).where(Protection.status != "staged").order_by(Protection.master_key, Protection.epoch)
+        select(ProtectionRow)
+        .where(ProtectionRow.status != "staged")
+        .order_by(ProtectionRow.master_key, ProtectionRow.epoch)
     )
     records = [protections.to_record(row) for row in rows]
     bundle = Bundle(
@@ -63,7 +64,7 @@ def export_snapshot(session: Session, roster: tuple[RosterVersion, ...]) -> Expo
         roster=roster,
         master_keys=tuple(protections.master_keys(session)),
         protections=tuple(_entry(record) for record in records),
-        events=events,
+        events=tuple(events),
     )
     try:
         history = replay(events)
@@ -98,6 +99,6 @@ def _check(session: Session, bundle: Bundle, records: list[ProtectionRecord], hi
     if {(entry.master_key, entry.kcv, entry.epoch, entry.created_at) for entry in bundle.master_keys} != keys:
         raise BundleInvalid("the MasterKeys")
     stops = {name: (past.signed.document, past.lifted_at, past.lifted_by) for name, past in history.stops.items()}
-    found = [read_row(StopRecord, row) for row in session.scalars(select(Stop))]
+    found = [read_row(StopRecord, row) for row in session.scalars(select(StopRow))]
     if {stop.digest: (stop.document, stop.lifted_at, stop.lifted_by) for stop in found} != stops:
         raise BundleInvalid("the stops")

@@ -8,20 +8,21 @@ quorum did not ask for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from activities.ledger.bundle.export import export_snapshot
+from activities.ledger.bundle.format import BundleProtection
 from activities.ledger.bundle.verify import Verified
-from activities.ledger.log.apply import replay_into
-from activities.ledger.log.events import Imported
-from activities.ledger.store import chain
+from activities.ledger.log.events import BundleImported, ProtectionStaged, read_event
+from activities.ledger.log.records import EventRecord
+from activities.ledger.store import chain, rows
+from activities.ledger.store.database import WriteSession
 from activities.ledger.store.ledger import Ledger
-from activities.ledger.store.models import Event, MasterKey
+from activities.ledger.store.models import EventRow, MasterKeyRow
 from workflows.contracts.trust.canonical import Signed
 from workflows.contracts.trust.chain import RosterChain
 from workflows.contracts.trust.errors import BundleInvalid
@@ -69,7 +70,7 @@ def import_bundle(
     quorum_chain = agreed_roster(verified.chain, roster)
     check_served(verified, served or {})
 
-    return ledger.write(lambda session, now: _import(session, verified, quorum_chain, approvals, now))
+    return ledger.write(lambda session: _import(session, verified, quorum_chain, approvals))
 
 
 def agreed_roster(bundled: RosterChain, ours: RosterChain | None) -> RosterChain:
@@ -115,10 +116,9 @@ def check_served(verified: Verified, served: Served) -> None:
 
 
 def _import(
-    session: Session, verified: Verified, roster: RosterChain, approvals: Sequence[Signed], now: datetime
+    session: WriteSession, verified: Verified, roster: RosterChain, approvals: Sequence[Signed]
 ) -> ImportResult:
-    key = f"ledger:bundle-imported:{verified.terms.bundle}"
-    if session.scalar(select(Event.seq).filter_by(ceremony="", key=key)) is not None:
+    if chain.has(session, "", BundleImported.key_of(verified.terms.bundle)):
         return ImportResult(0)
     have = _check_continues(session, verified)
     missing = verified.bundle.events[have:]
@@ -127,22 +127,31 @@ def _import(
     approved: tuple[str, ...] = ()
     if have == 0:
         quorums = {name: _highest_quorum(verified, name) for name in verified.history.master_keys}
-        approved = check_import(roster, verified.terms, approvals, quorums, now)
-    replay_into(session, missing, {entry.signed.digest: entry for entry in verified.bundle.protections})
+        approved = check_import(roster, verified.terms, approvals, quorums, session.now)
+    append_events(session, missing, {entry.signed.digest: entry for entry in verified.bundle.protections})
     if export_snapshot(session, verified.bundle.roster).data != verified.bundle.canonical():
         raise BundleInvalid("what would come of the import is not what the bundle says; nothing was changed")
-    chain.append(
-        session,
-        ceremony="",
-        key=key,
-        type_="bundle-imported",
-        body=Imported(
-            bundle=verified.terms.bundle, events=len(missing), approvals=tuple(approvals) if have == 0 else ()
-        ).model_dump(),
-        master_key="",
-        now=now,
-    )
+    asked = tuple(approvals) if have == 0 else ()
+    rows.write(session, BundleImported(bundle=verified.terms.bundle, events=len(missing), approvals=asked))
     return ImportResult(len(missing), approved)
+
+
+def append_events(
+    session: WriteSession, events: Iterable[EventRecord], committed: Mapping[str, BundleProtection]
+) -> None:
+    """Append verified events as they are, and do to the rows what the ledger's own did when they were written.
+
+    Only a protection that came to be committed is in the bundle, and gets a row.
+
+    Raises:
+        BundleInvalid: an event speaks of something that is not there.
+        LedgerConflict: one does not follow the ledger's last.
+    """
+    for event in events:
+        chain.add(session, event)
+        if (said := read_event(event)) is not None:
+            content = committed.get(said.digest) if isinstance(said, ProtectionStaged) else None
+            rows.apply(session, event, said, content)
 
 
 def _check_continues(session: Session, verified: Verified) -> int:
@@ -152,12 +161,12 @@ def _check_continues(session: Session, verified: Verified) -> int:
         BundleInvalid: it has not.
     """
     theirs = {past.name: past.kcv for past in verified.history.master_keys.values()}
-    for row in session.scalars(select(MasterKey)):
+    for row in session.scalars(select(MasterKeyRow)):
         if theirs.get(row.name, row.kcv) != row.kcv:
             raise BundleInvalid(f"the bundle is of another MasterKey {row.name}: its KCV differs", subject=row.name)
     have = 0
     events = verified.bundle.events
-    for have, found in enumerate(session.scalars(select(Event.digest).order_by(Event.seq)), start=1):
+    for have, found in enumerate(session.scalars(select(EventRow.digest).order_by(EventRow.seq)), start=1):
         if have > len(events):
             break
         if found != events[have - 1].digest:

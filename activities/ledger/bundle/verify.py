@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 from activities.ledger.bundle.format import Bundle, BundleProtection, normal_signature, read_bundle, terms_of
 from activities.ledger.log.authorization import Warrants, as_of
-from activities.ledger.log.records import GENESIS, MasterKeyRecord, ShardRecord
+from activities.ledger.log.records import GENESIS, MasterKeyRecord, ShardRecord, event_digest
 from activities.ledger.log.signed import read_evidence
 from activities.ledger.log.state import History, ProtectionPast, replay
-from activities.ledger.store.chain import digest_of
 from workflows.contracts.trust.authority import check_manifest
 from workflows.contracts.trust.canonical import decode64, digest, encode64
 from workflows.contracts.trust.chain import RosterChain, RosterFile, signers_of, verify_chain
@@ -128,7 +127,7 @@ def at(place: str) -> Iterator[None]:
 def _check_events(bundle: Bundle) -> None:
     last, seen = GENESIS, set()
     for number, event in enumerate(bundle.events, start=1):
-        if (event.seq, event.previous) != (number, last) or event.digest != digest_of(event):
+        if (event.seq, event.previous) != (number, last) or event.digest != event_digest(event.model_dump()):
             raise BundleInvalid(f"the hash chain breaks at event {number}", subject=f"event {number}")
         if (event.ceremony, event.key) in seen:
             raise BundleInvalid(f"event {number} has the key of another", subject=f"event {number}")

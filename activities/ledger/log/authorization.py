@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
-from activities.ledger.log.events import Lifted, Retired, wrong
+from activities.ledger.log.events import ProtectionDestroyed, ProtectionRetired, StopsLifted, wrong
 from activities.ledger.log.records import EventRecord
 from activities.ledger.log.signed import Evidence
 from activities.ledger.log.state import ProtectionPast, StopPast
@@ -25,7 +25,7 @@ from workflows.contracts.trust.quorum import Authority
 from workflows.contracts.trust.stop import Stop, check_stop
 from workflows.contracts.trust.validity import CLOCK_SKEW
 
-_ACTIONS = {"stops-lifted": "lift", "protection-retired": "retire", "protection-destroyed": "destroy"}
+_ACTIONS = {StopsLifted.TYPE: "lift", ProtectionRetired.TYPE: "retire", ProtectionDestroyed.TYPE: "destroy"}
 
 
 def as_of(chain: RosterChain, version: str) -> RosterChain:
@@ -95,7 +95,7 @@ class Warrants:
                 return
         raise ApprovalInvalid(f"no custodian ordered the {Stop.TYPE} document")
 
-    def check_order(self, event: EventRecord, body: Lifted | Retired) -> None:
+    def check_order(self, event: EventRecord, body: StopsLifted | ProtectionRetired) -> None:
         """Check that there was a moment before an event at which a quorum stood behind what it did.
 
         Raises:
@@ -105,8 +105,8 @@ class Warrants:
         if not any(_orders(plan, event, body) and self._stood(plan, event, body) for plan in plans):
             raise wrong(event, "no quorum had ordered it")
 
-    def _stood(self, plan: Plan, event: EventRecord, body: Lifted | Retired) -> bool:
-        source = None if isinstance(body, Lifted) else self.manifests.get(body.digest)
+    def _stood(self, plan: Plan, event: EventRecord, body: StopsLifted | ProtectionRetired) -> bool:
+        source = None if isinstance(body, StopsLifted) else self.manifests.get(body.digest)
         decisions = self.evidence.approvals.get(event.ceremony, {}).values()
         approvals = [(approval, signed) for approval, signed in decisions if approval.plan_digest == plan.digest]
         for moment in sorted({approval.issued for approval, _ in approvals}):
@@ -119,10 +119,10 @@ class Warrants:
         return False
 
 
-def _orders(plan: Plan, event: EventRecord, body: Lifted | Retired) -> bool:
+def _orders(plan: Plan, event: EventRecord, body: StopsLifted | ProtectionRetired) -> bool:
     if (plan.action, plan.master_key) != (_ACTIONS[event.type], event.master_key):
         return False
-    if isinstance(body, Lifted):
+    if isinstance(body, StopsLifted):
         return plan.stops is not None and sorted(plan.stops) == sorted(body.stops)
     return plan.source is not None and plan.source.manifest == body.digest
 

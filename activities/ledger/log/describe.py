@@ -10,20 +10,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from activities.ledger.log.events import (
-    Body,
-    Closed,
-    Committed,
-    Destroyed,
-    Discarded,
-    Held,
-    Imported,
-    Lifted,
-    Opened,
-    Planned,
-    Retired,
+    BundleImported,
+    CeremonyClosed,
+    CeremonyOpened,
+    HoldingBegan,
+    HoldingEnded,
+    LedgerEvent,
+    PlanProposed,
+    ProtectionCommitted,
+    ProtectionDestroyed,
+    ProtectionRetired,
+    ProtectionStaged,
     RosterSeen,
-    Staged,
-    read_body,
+    StagedDiscarded,
+    StopOrdered,
+    StopsLifted,
+    read_event,
 )
 from activities.ledger.log.records import EventRecord
 from activities.ledger.log.signed import open_by_role, read_object, signed_documents, strange
@@ -43,7 +45,7 @@ _SIGNED_TYPES = (
     "approval-recorded",
     "rejection-recorded",
     "data-key-proven",
-    "stop-ordered",
+    StopOrdered.TYPE,
     "stop-heeded",
     "holder-ended",
     "masterkey-delivered",
@@ -109,10 +111,7 @@ def _open(signed: Signed, event: EventRecord, chain: RosterChain) -> tuple[Docum
 
 def _own(event: EventRecord) -> str:
     """What one of the ledger's own events says; empty for one of a workflow."""
-    body = read_body(event)
-    if isinstance(body, Held):
-        what = "holds the MasterKey" if event.type == "holding-began" else "holds it no more"
-        return f"a recipient's program {what}: workflow {body.workflow_id}"
+    body = read_event(event)
     return "" if body is None else str(_OWN[type(body)](body))
 
 
@@ -140,42 +139,44 @@ def _short(digest: str) -> str:
     return f"{digest[:19]}..."
 
 
-def _protection(body: Staged) -> str:
+def _protection(body: ProtectionStaged) -> str:
     return f"epoch {body.epoch} ({body.purpose}: {body.mode} {body.threshold} of {body.count}), {_short(body.digest)}"
 
 
-def _committed(body: Committed) -> str:
+def _committed(body: ProtectionCommitted) -> str:
     replaced = f"; it replaces {_short(body.retired)}" if body.retired else ""
     kept = f", whose ciphertexts are kept until {body.destroy_after:%Y-%m-%d %H:%M} UTC" if body.destroy_after else ""
     return f"in force: {_protection(body)}; KCV {body.kcv}{replaced}{kept}"
 
 
-def _plan_made(body: Planned) -> str:
+def _plan_made(body: PlanProposed) -> str:
     plan = parse_plan(body.plan)
     return f"plan {_short(plan.digest)} is put to its custodians, until {plan.expires:%Y-%m-%d %H:%M} UTC"
 
 
-def _opened(body: Opened) -> str:
-    return f"{body.opened.action} began, as workflow {body.opened.workflow_id}" if body.opened else "a ceremony began"
+def _opened(body: CeremonyOpened) -> str:
+    return f"{body.opened.action} began, as workflow {body.opened.workflow_id}"
 
 
-def _destroyed(body: Destroyed) -> str:
+def _destroyed(body: ProtectionDestroyed) -> str:
     return f"ciphertexts of epoch {body.epoch} destroyed ({'as scheduled' if body.scheduled else 'by order'})"
 
 
-_OWN: dict[type[Body], Callable[[Any], str]] = {
+_OWN: dict[type[LedgerEvent], Callable[[Any], str]] = {
     RosterSeen: lambda body: f"roster version {body.number} came into use, {_short(body.digest)}",
-    Opened: _opened,
-    Planned: _plan_made,
-    Closed: lambda body: f"ended: {body.outcome}; {body.detail}",
-    Staged: lambda body: f"staged: {_protection(body)}",
-    Committed: _committed,
-    Discarded: lambda body: f"discarded what was only staged: {', '.join(map(_short, body.discarded))}",
-    Retired: lambda body: f"epoch {body.epoch} ({body.purpose}) retired by order, {_short(body.digest)}",
-    Destroyed: _destroyed,
-    Signed: lambda body: _stopped(Stop.parse(body.document.encode())),
-    Lifted: lambda body: f"stops lifted: {', '.join(map(_short, body.stops))}",
-    Imported: lambda body: f"{body.events} events imported from bundle {_short(body.bundle)}",
+    CeremonyOpened: _opened,
+    PlanProposed: _plan_made,
+    CeremonyClosed: lambda body: f"ended: {body.outcome}; {body.detail}",
+    ProtectionStaged: lambda body: f"staged: {_protection(body)}",
+    ProtectionCommitted: _committed,
+    StagedDiscarded: lambda body: f"discarded what was only staged: {', '.join(map(_short, body.discarded))}",
+    ProtectionRetired: lambda body: f"epoch {body.epoch} ({body.purpose}) retired by order, {_short(body.digest)}",
+    ProtectionDestroyed: _destroyed,
+    StopOrdered: lambda body: _stopped(Stop.parse(body.document.encode())),
+    StopsLifted: lambda body: f"stops lifted: {', '.join(map(_short, body.stops))}",
+    HoldingBegan: lambda body: f"a recipient's program holds the MasterKey: workflow {body.workflow_id}",
+    HoldingEnded: lambda body: f"a recipient's program holds it no more: workflow {body.workflow_id}",
+    BundleImported: lambda body: f"{body.events} events imported from bundle {_short(body.bundle)}",
 }
 
 

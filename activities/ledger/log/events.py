@@ -1,15 +1,19 @@
-"""What the ledger's own events say: the bodies of those whose keys begin with `ledger:`.
+"""The ledger's own events: each has its name, its key, and the fields of its body. No other place knows them.
 
-No workflow can write such a key. Bodies are closed, but for the two that keep what a workflow gave.
+Writers, the import of bundles, the state that is folded from a log and the audit all go by these classes. Their keys
+begin with `ledger:`, and no workflow can write such a key. Names, keys and bodies are what the hash chain and every
+bundle hold: a field that is added later has a default, with which what was written before still means the same.
 """
 
 from __future__ import annotations
+
+from typing import Any, ClassVar, Self
 
 from pydantic import ValidationError
 
 from activities.ledger.log.records import CeremonyAction, EventRecord, Text
 from workflows.contracts.messages.ledger import Outcome
-from workflows.contracts.trust.canonical import Digest, Message, Name, Part, Signed, Time
+from workflows.contracts.trust.canonical import Digest, Name, Part, Signed, Time, canonical_json, digest, later
 from workflows.contracts.trust.errors import BundleInvalid
 from workflows.contracts.trust.fields import Check, Mode, Purpose
 
@@ -17,8 +21,55 @@ OWN = "ledger:"
 """How the keys of the ledger's own events begin."""
 
 
-class Opened(Message):
-    """Body of `ceremony-opened`; older ledgers did not say more than the request."""
+class LedgerEvent(Part):
+    """Base of all: what one says is its body."""
+
+    TYPE: ClassVar[str]
+
+    @classmethod
+    def of(cls, source: object, **more: Any) -> Self:
+        """The event about a record, a row or a manifest: fields of these names, but for those that are given."""
+        return cls(**{name: getattr(source, name) for name in cls.model_fields if name not in more}, **more)
+
+    @property
+    def about(self) -> str:
+        """What tells it from others of its type in the same ceremony; empty where there is only one."""
+        return ""
+
+    @property
+    def key(self) -> str:
+        """What makes it the only one of its kind in its ceremony, so that to write it again is harmless."""
+        return self.key_of(self.about)
+
+    @classmethod
+    def key_of(cls, about: str = "") -> str:
+        """The key of an event of this type about something."""
+        return f"{OWN}{cls.TYPE}:{about}" if about else f"{OWN}{cls.TYPE}"
+
+
+class RosterSeen(LedgerEvent):
+    """The first ceremony that began under a roster version found it."""
+
+    TYPE: ClassVar[str] = "roster-seen"
+
+    number: int
+    digest: Digest
+
+    @property
+    def about(self) -> str:
+        """The version's digest."""
+        return self.digest
+
+
+class CeremonyOpened(LedgerEvent):
+    """A ceremony began.
+
+    Attributes:
+        request: the recipient's, as it came, if it is an unseal.
+        build: of the orchestrator that began it, if it has one.
+    """
+
+    TYPE: ClassVar[str] = "ceremony-opened"
 
     class Said(Part):
         """What the ceremony is."""
@@ -27,25 +78,38 @@ class Opened(Message):
         action: CeremonyAction
         opened_at: Time
 
-    opened: Said | None = None
+    request: Signed | None
+    opened: Said
+    build: Text | None = later()
 
 
-class Planned(Part):
-    """Body of `plan-made`."""
+class PlanProposed(LedgerEvent):
+    """A plan is put to its custodians."""
+
+    TYPE: ClassVar[str] = "plan-made"
 
     plan: Text
     deadline: Time | None
 
+    @property
+    def about(self) -> str:
+        """The plan's digest."""
+        return digest(self.plan.encode())
 
-class Closed(Part):
-    """Body of `ceremony-closed`."""
+
+class CeremonyClosed(LedgerEvent):
+    """A ceremony ended."""
+
+    TYPE: ClassVar[str] = "ceremony-closed"
 
     outcome: Outcome
     detail: Text
 
 
-class Staged(Part):
-    """Body of `protection-staged`."""
+class ProtectionStaged(LedgerEvent):
+    """A protection is stored, and serves nobody yet."""
+
+    TYPE: ClassVar[str] = "protection-staged"
 
     protection: Text
     attempt: int
@@ -58,27 +122,54 @@ class Staged(Part):
     kcv: Check
     predecessor: Digest | None
 
+    @property
+    def about(self) -> str:
+        """The attempt's number."""
+        return str(self.attempt)
 
-class Committed(Staged):
-    """Body of `protection-committed`."""
+
+class ProtectionCommitted(ProtectionStaged):
+    """A protection is in force.
+
+    Attributes:
+        retired: digest of the one that it replaces.
+        discarded: digests of what else its ceremony had staged.
+        destroy_after: when the ciphertexts of the retired one are due for destruction, if that was approved.
+    """
+
+    TYPE: ClassVar[str] = "protection-committed"
 
     retired: Digest | None
     discarded: tuple[Digest, ...]
     destroy_after: Time | None = None
 
 
-class Discarded(Part):
-    """Body of `staged-discarded`."""
+class StagedDiscarded(LedgerEvent):
+    """What a ceremony had staged, and did not commit, was deleted."""
+
+    TYPE: ClassVar[str] = "staged-discarded"
 
     discarded: tuple[Digest, ...]
 
+    @property
+    def about(self) -> str:
+        """The digest of the body: what was staged can be discarded in parts."""
+        return digest(canonical_json(self.model_dump()))
 
-class Retired(Part):
-    """Body of `protection-retired`: by order."""
+
+class ProtectionRetired(LedgerEvent):
+    """A protection was retired by order, without a successor."""
+
+    TYPE: ClassVar[str] = "protection-retired"
 
     digest: Digest
     purpose: Purpose
     epoch: int
+
+    @property
+    def about(self) -> str:
+        """The manifest's digest."""
+        return self.digest
 
 
 class KeyVersion(Part):
@@ -89,32 +180,63 @@ class KeyVersion(Part):
     key_version: Text
 
 
-class Destroyed(Retired):
-    """Body of `protection-destroyed`.
+class ProtectionDestroyed(ProtectionRetired):
+    """The ciphertexts of a retired protection were deleted.
 
     Attributes:
+        keys: what would have to be destroyed too, before a copy that somebody made opens no more.
         scheduled: when it was due; None if it was ordered.
     """
+
+    TYPE: ClassVar[str] = "protection-destroyed"
 
     threshold: int
     keys: tuple[KeyVersion, ...]
     scheduled: Time | None
 
 
-class Lifted(Part):
-    """Body of `stops-lifted`."""
+class StopOrdered(Signed, LedgerEvent):
+    """A custodian ordered to stop: the signed document itself."""
+
+    TYPE: ClassVar[str] = "stop-ordered"
+
+    @property
+    def about(self) -> str:
+        """The document's digest."""
+        return self.digest
+
+
+class StopsLifted(LedgerEvent):
+    """The quorum lifted these stops; others stay in force."""
+
+    TYPE: ClassVar[str] = "stops-lifted"
 
     stops: tuple[Digest, ...]
 
 
-class Held(Message):
-    """Body of `holding-began` and `holding-ended`, which change no row."""
+class HoldingBegan(LedgerEvent):
+    """A recipient holds the MasterKey since an unseal; a workflow waits for a stop on their behalf."""
+
+    TYPE: ClassVar[str] = "holding-began"
 
     workflow_id: Text
 
+    @property
+    def about(self) -> str:
+        """The workflow."""
+        return self.workflow_id
 
-class Imported(Part):
-    """Body of `bundle-imported`.
+
+class HoldingEnded(HoldingBegan):
+    """A recipient holds the MasterKey no more; with the acknowledgement of a stop, as it came, if one ended it."""
+
+    TYPE: ClassVar[str] = "holding-ended"
+
+    ended: Signed | None
+
+
+class BundleImported(LedgerEvent):
+    """Events were added from a bundle.
 
     Attributes:
         bundle: SHA-256 of the file.
@@ -122,52 +244,40 @@ class Imported(Part):
         approvals: the quorum's, if the ledger was empty.
     """
 
+    TYPE: ClassVar[str] = "bundle-imported"
+
     bundle: Digest
     events: int
     approvals: tuple[Signed, ...]
 
-
-class RosterSeen(Part):
-    """Body of `roster-seen`: the first ceremony that began under a roster version found it."""
-
-    number: int
-    digest: Digest
+    @property
+    def about(self) -> str:
+        """The file's digest."""
+        return self.bundle
 
 
-Body = (
-    RosterSeen
-    | Opened
-    | Planned
-    | Closed
-    | Staged
-    | Committed
-    | Discarded
-    | Retired
-    | Destroyed
-    | Signed
-    | Lifted
-    | Held
-    | Imported
-)
-_BODIES: dict[str, type[Body]] = {
-    "roster-seen": RosterSeen,
-    "ceremony-opened": Opened,
-    "plan-made": Planned,
-    "ceremony-closed": Closed,
-    "protection-staged": Staged,
-    "protection-committed": Committed,
-    "staged-discarded": Discarded,
-    "protection-retired": Retired,
-    "protection-destroyed": Destroyed,
-    "stop-ordered": Signed,
-    "stops-lifted": Lifted,
-    "holding-began": Held,
-    "holding-ended": Held,
-    "bundle-imported": Imported,
+_KINDS: dict[str, type[LedgerEvent]] = {
+    kind.TYPE: kind
+    for kind in (
+        RosterSeen,
+        CeremonyOpened,
+        PlanProposed,
+        CeremonyClosed,
+        ProtectionStaged,
+        ProtectionCommitted,
+        StagedDiscarded,
+        ProtectionRetired,
+        ProtectionDestroyed,
+        StopOrdered,
+        StopsLifted,
+        HoldingBegan,
+        HoldingEnded,
+        BundleImported,
+    )
 }
 
 
-def read_body(event: EventRecord) -> Body | None:
+def read_event(event: EventRecord) -> LedgerEvent | None:
     """What one of the ledger's own events says; None for an event of a workflow.
 
     Raises:
@@ -175,7 +285,7 @@ def read_body(event: EventRecord) -> Body | None:
     """
     if not event.key.startswith(OWN):
         return None
-    kind = _BODIES.get(event.type)
+    kind = _KINDS.get(event.type)
     if kind is None:
         raise wrong(event, f"this program knows no event {event.type!r}")
     try:

@@ -6,12 +6,13 @@ they say is verified by those who act on them, against the roster. Bytes travel 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError
 
 from workflows.contracts.messages.ledger import Outcome
-from workflows.contracts.trust.canonical import Base64, Digest, Message, Name, Time, digest
+from workflows.contracts.trust.canonical import Base64, Digest, Message, Name, Time, canonical_json, digest
 from workflows.contracts.trust.errors import LedgerCorrupt
 from workflows.contracts.trust.fields import Action
 
@@ -204,7 +205,7 @@ class EventRecord(Message):
         master_key: "" if it is about none.
         body: canonical JSON text.
         previous: digest of the event before; `GENESIS` for the first.
-        digest: see `activities.ledger.store.chain.event_digest`.
+        digest: see `event_digest`.
     """
 
     seq: int
@@ -216,3 +217,18 @@ class EventRecord(Message):
     at: Time
     previous: Digest
     digest: Digest
+
+
+_COVERED = ("seq", "ceremony", "key", "master_key", "type", "at", "previous")
+
+
+def event_digest(fields: Mapping[str, Any]) -> str:
+    """SHA-256 over the RFC 8785 form of an event; `body` is in it as its own SHA-256.
+
+    So a chain can be checked by somebody who may not read the bodies.
+
+    Args:
+        fields: of the event as they are stored; its own digest is not looked at.
+    """
+    covered = {name: fields[name] for name in _COVERED}
+    return digest(canonical_json({**covered, "body": digest(fields["body"].encode())}))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from activities.ledger.log.events import Imported, Planned, read_body, wrong
+from activities.ledger.log.events import BundleImported, PlanProposed, read_event, wrong
 from activities.ledger.log.records import EventRecord
 from workflows.contracts.trust.canonical import Document, Signed
 from workflows.contracts.trust.chain import RosterChain
@@ -32,7 +32,7 @@ class Evidence:
     """Everything signed that the event log holds, each signature verified.
 
     Attributes:
-        plans: by digest; older ledgers keep them only inside the approvals.
+        plans: by digest.
         approvals: by ceremony and digest, in the order in which they were recorded; rejections are not in it.
         doubts: what does not verify, and need not.
     """
@@ -63,17 +63,15 @@ def _read(event: EventRecord, chain: RosterChain, evidence: Evidence) -> None:
         document = open_by_role(signed, chain)
         if (what := strange(document, event)) is not None:
             raise ApprovalInvalid(what)
-        if isinstance(document, Approval):
-            evidence.plans.setdefault(document.plan_digest, document.plan)
-            if document.decision == "approve":
-                evidence.approvals.setdefault(event.ceremony, {})[signed.digest] = (document, signed)
-    own = read_body(event)
-    if isinstance(own, Planned):
+        if isinstance(document, Approval) and document.decision == "approve":
+            evidence.approvals.setdefault(event.ceremony, {})[signed.digest] = (document, signed)
+    own = read_event(event)
+    if isinstance(own, PlanProposed):
         plan = parse_plan(own.plan)
         if (plan.ceremony, plan.master_key) != (event.ceremony, event.master_key):
             raise ApprovalInvalid("the plan is of another ceremony")
         evidence.plans.setdefault(plan.digest, plan)
-    if isinstance(own, Imported):
+    if isinstance(own, BundleImported):
         for approval in own.approvals:
             if not isinstance(open_by_role(approval, chain), ImportApproval):
                 raise ApprovalInvalid("the approval to import is something else")

@@ -7,39 +7,31 @@ written by it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
-from pydantic import ValidationError
-
 from activities.ledger.log.events import (
-    Body,
-    Closed,
-    Committed,
-    Destroyed,
-    Discarded,
-    Held,
-    Imported,
-    Lifted,
-    Opened,
-    Planned,
-    Retired,
+    CeremonyClosed,
+    CeremonyOpened,
+    LedgerEvent,
+    PlanProposed,
+    ProtectionCommitted,
+    ProtectionDestroyed,
+    ProtectionRetired,
+    ProtectionStaged,
     RosterSeen,
-    Staged,
-    read_body,
+    StagedDiscarded,
+    StopOrdered,
+    StopsLifted,
+    read_event,
     wrong,
 )
 from activities.ledger.log.records import CeremonyAction, EventRecord
 from workflows.contracts.messages.ledger import Outcome
 from workflows.contracts.names import parts_of
-from workflows.contracts.names import workflow_id as usual_workflow_id
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.errors import NotKnown
-
-_ACTION = re.compile(r"\.([a-z]+)\.[^.]+$")
 
 
 @dataclass(frozen=True)
@@ -49,8 +41,6 @@ class CeremonyPast:
     ceremony: str
     master_key: str
     action: CeremonyAction
-    workflow_id: str
-    opened_at: datetime
     outcome: Outcome | Literal[""] = ""
 
 
@@ -65,7 +55,7 @@ class ProtectionPast:
 
     master_key: str
     ceremony: str
-    said: Staged
+    said: ProtectionStaged
     committed: datetime
     destroys_after: datetime | None = None
     status: Literal["active", "retired", "destroyed"] = "active"
@@ -110,8 +100,8 @@ class History:
     protections: dict[str, ProtectionPast] = field(default_factory=dict)
     stops: dict[str, StopPast] = field(default_factory=dict)
     rosters: list[str] = field(default_factory=list)
-    orders: list[tuple[EventRecord, Retired | Destroyed | Lifted]] = field(default_factory=list)
-    staged: dict[str, tuple[str, Staged]] = field(default_factory=dict)
+    orders: list[tuple[EventRecord, ProtectionRetired | StopsLifted]] = field(default_factory=list)
+    staged: dict[str, tuple[str, ProtectionStaged]] = field(default_factory=dict)
 
 
 def replay(events: Iterable[EventRecord]) -> History:
@@ -122,7 +112,7 @@ def replay(events: Iterable[EventRecord]) -> History:
     """
     history = History()
     for event in events:
-        body = read_body(event)
+        body = read_event(event)
         if body is not None:
             _take(history, event, body)
         past = history.ceremonies.get(event.ceremony)
@@ -131,68 +121,49 @@ def replay(events: Iterable[EventRecord]) -> History:
     return history
 
 
-def past_of(event: EventRecord, body: Opened) -> CeremonyPast:
-    """The ceremony that an event opened; what an older ledger did not say is what was usual."""
-    said = body.opened
-    if said is not None:
-        return CeremonyPast(event.ceremony, event.master_key, said.action, said.workflow_id, said.opened_at)
-    found = _ACTION.search(event.ceremony)
-    try:
-        usual = usual_workflow_id(event.ceremony)
-    except NotKnown:
-        usual = event.ceremony
-    try:
-        guessed = Opened.Said(workflow_id=usual, action=found.group(1) if found else "", opened_at=event.at)
-    except ValidationError:
-        raise wrong(event, "it does not say what the ceremony was for") from None
-    return past_of(event, Opened(opened=guessed))
-
-
-def _take(history: History, event: EventRecord, body: Body) -> None:
+def _take(history: History, event: EventRecord, body: LedgerEvent) -> None:
     match body:
-        case Opened():
+        case CeremonyOpened():
             if event.ceremony in history.ceremonies:
                 raise wrong(event, "the ceremony was opened before")
-            past = past_of(event, body)
-            if parts_of(event.ceremony) not in (None, (past.master_key, past.action)):
+            if parts_of(event.ceremony) not in (None, (event.master_key, body.opened.action)):
                 raise wrong(event, "the ceremony is about something else than its id says")
-            history.ceremonies[event.ceremony] = past
-        case Imported() | Held():
-            return
+            opened = body.opened
+            history.ceremonies[event.ceremony] = CeremonyPast(event.ceremony, event.master_key, opened.action)
         case RosterSeen():
             history.rosters.append(body.digest)
-        case Planned():
+        case PlanProposed():
             _ceremony(history, event)
-        case Discarded():
+        case StagedDiscarded():
             _ceremony(history, event)
             for digest in body.discarded:
                 history.staged.pop(digest, None)
-        case Closed():
+        case CeremonyClosed():
             past = _ceremony(history, event)
             if past.outcome or not body.outcome:
                 raise wrong(event, "the ceremony was over before")
             history.ceremonies[event.ceremony] = replace(past, outcome=body.outcome)
-        case Committed():
+        case ProtectionCommitted():
             _commit(history, event, body)
-        case Staged():
+        case ProtectionStaged():
             _ceremony(history, event)
             history.staged[body.digest] = (event.ceremony, body)
-        case Destroyed():
+        case ProtectionDestroyed():
             _end(history, event, body, "retired", "destroyed")
-        case Retired():
+        case ProtectionRetired():
             _end(history, event, body, "active", "retired")
-        case Signed():
+        case StopOrdered():
             if event.master_key not in history.master_keys or body.digest in history.stops:
                 raise wrong(event, "the stop is of no MasterKey, or was ordered before")
             past = _ceremony(history, event)
             history.stops[body.digest] = StopPast(event.master_key, past.ceremony, body, event.at)
-        case Lifted():
+        case StopsLifted():
             _lift(history, event, body)
 
 
-def _commit(history: History, event: EventRecord, body: Committed) -> None:
+def _commit(history: History, event: EventRecord, body: ProtectionCommitted) -> None:
     past, staged = _ceremony(history, event), history.staged.get(body.digest)
-    same = Staged.model_validate(body.model_dump(include=set(Staged.model_fields)))
+    same = ProtectionStaged.of(body)
     if staged != (event.ceremony, same) or body.digest in history.protections:
         raise wrong(event, "it commits what was not staged")
     known = history.master_keys.get(event.master_key)
@@ -226,7 +197,7 @@ def _commit(history: History, event: EventRecord, body: Committed) -> None:
 def _end(
     history: History,
     event: EventRecord,
-    body: Retired,
+    body: ProtectionRetired,
     before: Literal["active", "retired"],
     after: Literal["retired", "destroyed"],
 ) -> None:
@@ -235,7 +206,7 @@ def _end(
         raise wrong(event, f"the protection was not {before}")
     if (body.purpose, body.epoch) != (found.said.purpose, found.said.epoch):
         raise wrong(event, "it speaks of another protection than its digest")
-    if isinstance(body, Destroyed) and not event.ceremony:
+    if isinstance(body, ProtectionDestroyed) and not event.ceremony:
         if body.scheduled is None or body.scheduled != found.destroy_after or event.at < body.scheduled:
             raise wrong(event, "it was neither ordered nor due")
     else:
@@ -244,7 +215,7 @@ def _end(
     history.protections[body.digest] = replace(found, status=after)
 
 
-def _lift(history: History, event: EventRecord, body: Lifted) -> None:
+def _lift(history: History, event: EventRecord, body: StopsLifted) -> None:
     _ceremony(history, event)
     for stop in body.stops:
         found = history.stops.get(stop)

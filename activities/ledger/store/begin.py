@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 
+from sqlalchemy.orm import Session
+
 from activities.ledger.log.records import ProtectionRecord, StopRecord
+from activities.ledger.store import chain as events
 from activities.ledger.store.ledger import Ledger
 from workflows.contracts.messages.ledger import BeginCeremony, Begun, LastProof
 from workflows.contracts.messages.protection import StoredProtection, StoredShard
@@ -45,11 +48,11 @@ def begin(ledger: Ledger, chain: RosterChain, request: BeginCeremony) -> Begun:
         raise NotKnown(f"there is no MasterKey {master_key}")
     if request.stop is not None and action == "seal":
         _order(ledger, roster, request, request.stop)
-    in_force = ledger.stops.in_force(master_key)
+    in_force = ledger.stops_in_force(master_key)
     if in_force and action in _REFUSED_WHILE_STOPPED:
         raise stopped(in_force[0], roster)
     if request.manifest is not None and action in ("retire", "destroy"):
-        ledger.orders.check(master_key, action, request.manifest)
+        ledger.check_order(master_key, action, request.manifest)
     active = _active(ledger, request)
     return Begun(
         roster=roster.canonical().decode(),
@@ -58,8 +61,8 @@ def begin(ledger: Ledger, chain: RosterChain, request: BeginCeremony) -> Begun:
         active=tuple(stored(record) for record in active),
         next_epoch=known.epoch + 1 if known else 1,
         stops=tuple(as_signed(stop) for stop in in_force) if action == "lift" else (),
-        releases=tuple(ledger.stops.releases(master_key)) if action == "seal" else (),
-        proofs=last_proofs(ledger, master_key, active) if action in _WITH_PROOFS else (),
+        releases=tuple(ledger.releases(master_key)) if action == "seal" else (),
+        proofs=ledger.read(lambda session: _last_proofs(session, master_key, active)) if action in _WITH_PROOFS else (),
     )
 
 
@@ -75,11 +78,11 @@ def stopped(stop: StopRecord, roster: Roster) -> Stopped:
     )
 
 
-def last_proofs(ledger: Ledger, master_key: str, protections: list[ProtectionRecord]) -> tuple[LastProof, ...]:
+def _last_proofs(session: Session, master_key: str, protections: list[ProtectionRecord]) -> tuple[LastProof, ...]:
     """When each shard of these protections was last proven; unverified, and only of the newest proofs."""
     missing = {(record.digest, shard.index) for record in protections for shard in record.shards}
     found: list[LastProof] = []
-    for event in ledger.newest_events(master_key, "data-key-proven", limit=_LOOKED_AT):
+    for event in events.newest(session, master_key, "data-key-proven", limit=_LOOKED_AT):
         if not missing:
             break
         body = json.loads(event.body)
@@ -111,7 +114,7 @@ def _order(ledger: Ledger, roster: Roster, request: BeginCeremony, signed: Signe
     stop, _ = check_stop(roster, signed, request.opened_at)
     if (stop.master_key, stop.ceremony) != (request.master_key, request.ceremony):
         raise ApprovalInvalid("the stop is of another MasterKey or another ceremony", subject=request.master_key)
-    ledger.stops.order(request.ceremony, request.master_key, signed)
+    ledger.order_stop(request.ceremony, request.master_key, signed)
 
 
 def _active(ledger: Ledger, request: BeginCeremony) -> list[ProtectionRecord]:

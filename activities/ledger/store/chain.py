@@ -8,16 +8,16 @@ tells that.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from datetime import datetime
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from activities.ledger.log.records import GENESIS, EventRecord, read_row
-from activities.ledger.store.models import ChainHead, Event
-from workflows.contracts.trust.canonical import canonical_json, digest, format_time
+from activities.ledger.log.records import GENESIS, EventRecord, event_digest, read_row
+from activities.ledger.store.database import WriteSession
+from activities.ledger.store.models import ChainHeadRow, EventRow
+from workflows.contracts.trust.canonical import canonical_json
 from workflows.contracts.trust.errors import LedgerConflict, LedgerCorrupt
 
 
@@ -28,72 +28,55 @@ class Head(NamedTuple):
     digest: str
 
 
-def event_digest(
-    *, seq: int, ceremony: str, key: str, master_key: str, type_: str, body: str, at: str, previous: str
-) -> str:
-    """SHA-256 over the RFC 8785 form of an event; `body` is in it as its own SHA-256.
-
-    So a chain can be checked by somebody who may not read the bodies.
-    """
-    return digest(
-        canonical_json(
-            {
-                "seq": seq,
-                "ceremony": ceremony,
-                "key": key,
-                "master_key": master_key,
-                "type": type_,
-                "body": digest(body.encode()),
-                "at": at,
-                "previous": previous,
-            }
-        )
-    )
+def has(session: Session, ceremony: str, key: str) -> bool:
+    """Whether there is an event under this ceremony and key."""
+    return session.scalar(select(EventRow.seq).filter_by(ceremony=ceremony, key=key)) is not None
 
 
 def append(
-    session: Session,
-    *,
-    ceremony: str,
-    key: str,
-    type_: str,
-    body: dict[str, Any],
-    master_key: str,
-    now: datetime,
+    session: WriteSession, *, ceremony: str, key: str, type_: str, body: Mapping[str, Any], master_key: str
 ) -> EventRecord:
     """Append one event, or return the one that is there under the same ceremony and key.
-
-    Runs in a write transaction, which holds the lock on the head.
 
     Raises:
         LedgerConflict: there is another event under this ceremony and key.
         ValueError: a field is not of its form, or `body` is not JSON.
     """
-    content = canonical_json(body).decode()
-    found = session.scalars(select(Event).filter_by(ceremony=ceremony, key=key)).one_or_none()
+    content = canonical_json(dict(body)).decode()
+    found = session.scalars(select(EventRow).filter_by(ceremony=ceremony, key=key)).one_or_none()
     if found is not None:
         if (found.type, found.master_key, found.body) != (type_, master_key, content):
             raise LedgerConflict(f"ceremony {ceremony!r} has another event under the key {key!r} already")
         return to_record(found)
-    head = session.get_one(ChainHead, 1)
-    fields = {"ceremony": ceremony, "key": key, "master_key": master_key, "body": content}
-    seq, previous, at = head.seq + 1, head.digest, format_time(now)
-    record = EventRecord(
-        seq=seq,
+    head = session.get_one(ChainHeadRow, 1)
+    unsigned = EventRecord(
+        seq=head.seq + 1,
+        ceremony=ceremony,
+        key=key,
+        master_key=master_key,
         type=type_,
-        at=now,
-        previous=previous,
-        digest=event_digest(seq=seq, type_=type_, at=at, previous=previous, **fields),
-        **fields,
+        body=content,
+        at=session.now,
+        previous=head.digest,
+        digest=GENESIS,
     )
-    session.add(Event(**record.model_dump()))
-    session.flush()  # the triggers want the event first, then the head
-    head.seq, head.digest = record.seq, record.digest
-    session.flush()
+    record = unsigned.model_copy(update={"digest": event_digest(unsigned.model_dump())})
+    add(session, record)
     return record
 
 
-def to_record(row: Event) -> EventRecord:
+def add(session: WriteSession, record: EventRecord) -> None:
+    """Add an event that follows the head, as it is, and move the head to it."""
+    row = EventRow(**record.model_dump())
+    session.add(row)
+    session.flush()  # the triggers want the event first, then the head
+    session.expunge(row)
+    head = session.get_one(ChainHeadRow, 1)
+    head.seq, head.digest = record.seq, record.digest
+    session.flush()
+
+
+def to_record(row: EventRow) -> EventRecord:
     """The record of a row.
 
     Raises:
@@ -102,8 +85,37 @@ def to_record(row: Event) -> EventRecord:
     return read_row(EventRecord, row)
 
 
+def events(
+    session: Session,
+    master_key: str | None = None,
+    ceremony: str | None = None,
+    *,
+    after: int = 0,
+    limit: int | None = None,
+) -> list[EventRecord]:
+    """Events in their order, after a sequence number; unverified, see `verify`."""
+    wanted = {"master_key": master_key, "ceremony": ceremony}
+    query = select(EventRow).filter_by(**{name: value for name, value in wanted.items() if value is not None})
+    query = query.where(EventRow.seq > after).order_by(EventRow.seq).limit(limit)
+    return [to_record(row) for row in session.scalars(query)]
+
+
+def newest(session: Session, master_key: str, type_: str, *, limit: int) -> Iterator[EventRecord]:
+    """Events of a type about a MasterKey, the newest first, read as they are asked for; unverified, see `verify`."""
+    query = select(EventRow).filter_by(master_key=master_key, type=type_).order_by(EventRow.seq.desc()).limit(limit)
+    return (to_record(row) for row in session.scalars(query.execution_options(yield_per=100)))
+
+
+def last(session: Session, master_key: str, type_: str) -> EventRecord | None:
+    """The newest event of a type about a MasterKey, or None; unverified, see `verify`."""
+    return next(newest(session, master_key, type_, limit=1), None)
+
+
 def verify(session: Session) -> Head:
-    """Recompute the whole chain.
+    """Recompute the hash chain of all events.
+
+    It shows what was changed, removed, reordered or cut off. Whoever controls the whole database can
+    compute a new chain, or put back an old copy: only a head that was noted elsewhere tells.
 
     Returns:
         The head, to be noted elsewhere or compared with what was noted.
@@ -111,31 +123,17 @@ def verify(session: Session) -> Head:
     Raises:
         LedgerCorrupt: naming the first event that does not fit.
     """
-    return _check(session, _links(session))
-
-
-def verified(session: Session) -> tuple[list[EventRecord], Head]:
-    """All events, and the head; the chain is recomputed of these very records.
-
-    Raises:
-        LedgerCorrupt: as `verify`.
-    """
-    records = [to_record(row) for row in session.scalars(select(Event).order_by(Event.seq))]
-    links = ((record.seq, record.previous, record.digest, digest_of(record)) for record in records)
-    return records, _check(session, links)
-
-
-def _check(session: Session, links: Iterable[tuple[int, str, str, str]]) -> Head:
+    rows = session.execute(select(*EventRow.__table__.columns).order_by(EventRow.seq).execution_options(yield_per=500))
     count, last = 0, GENESIS
-    for seq, previous, stored, computed in links:
-        if seq != count + 1:
-            raise _broken(count + 1, f"the one in its place is numbered {seq}")
-        if previous != last:
-            raise _broken(seq, "it does not continue the one before it")
-        if stored != computed:
-            raise _broken(seq, "its content is not what its digest says")
-        count, last = seq, stored
-    head = session.get(ChainHead, 1)
+    for row in rows:
+        if row.seq != count + 1:
+            raise _broken(count + 1, f"the one in its place is numbered {row.seq}")
+        if row.previous != last:
+            raise _broken(row.seq, "it does not continue the one before it")
+        if row.digest != event_digest(row._asdict()):
+            raise _broken(row.seq, "its content is not what its digest says")
+        count, last = row.seq, row.digest
+    head = session.get(ChainHeadRow, 1)
     if head is None:
         raise _broken(count, "the head of the chain is gone")
     if head.seq > count:
@@ -145,48 +143,14 @@ def _check(session: Session, links: Iterable[tuple[int, str, str, str]]) -> Head
     return Head(count, last)
 
 
-def digest_of(record: EventRecord) -> str:
-    """What an event's digest must be."""
-    return event_digest(
-        seq=record.seq,
-        ceremony=record.ceremony,
-        key=record.key,
-        master_key=record.master_key,
-        type_=record.type,
-        body=record.body,
-        at=format_time(record.at),
-        previous=record.previous,
-    )
+def verified(session: Session) -> tuple[list[EventRecord], Head]:
+    """All events, and where their chain ends: one snapshot, whose chain is recomputed.
 
-
-def _links(session: Session) -> Iterator[tuple[int, str, str, str]]:
-    rows = session.execute(
-        select(
-            Event.seq,
-            Event.ceremony,
-            Event.key,
-            Event.master_key,
-            Event.type,
-            Event.body,
-            Event.at,
-            Event.previous,
-            Event.digest,
-        )
-        .order_by(Event.seq)
-        .execution_options(yield_per=500)
-    )
-    for seq, ceremony, key, master_key, type_, body, at, previous, stored in rows:
-        computed = event_digest(
-            seq=seq,
-            ceremony=ceremony,
-            key=key,
-            master_key=master_key,
-            type_=type_,
-            body=body,
-            at=at,
-            previous=previous,
-        )
-        yield seq, previous, stored, computed
+    Raises:
+        LedgerCorrupt: as `verify`.
+    """
+    head = verify(session)
+    return events(session), head
 
 
 def _broken(seq: int, why: str) -> LedgerCorrupt:

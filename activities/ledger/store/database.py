@@ -13,6 +13,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -22,7 +23,8 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, 
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
-from activities.ledger.store.models import ChainHead
+from activities.ledger.store.models import ChainHeadRow
+from workflows.contracts.trust.canonical import seconds
 from workflows.contracts.trust.errors import ConfigurationInvalid, LedgerConflict, LedgerCorrupt
 
 T = TypeVar("T")
@@ -36,19 +38,35 @@ _POSTGRES_RETRY = {"40001", "40P01", "55P03"}  # serialization failure, deadlock
 _POSTGRES_NO_TABLE = "42P01"
 
 
+class WriteSession(Session):
+    """The session of a write transaction, which no other writer shares.
+
+    Attributes:
+        now: the time of whatever it writes, in UTC and whole seconds.
+    """
+
+    now: datetime
+
+
+def _now() -> datetime:
+    return seconds(datetime.now(UTC))
+
+
 class Database:
     """An engine, and how its transactions begin. Thread-safe; not to be carried across a fork."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, clock: Callable[[], datetime] = _now) -> None:
         """Prepare the engine; connects to nothing yet.
 
         Args:
             url: `sqlite:///FILE` or `postgresql+psycopg://...`.
+            clock: the time in UTC, whole seconds; for tests.
 
         Raises:
             ConfigurationInvalid: another kind of database, or not a URL at all.
         """
         parsed = _parse(url)
+        self.clock = clock
         self.file: Path | None = None
         if parsed.get_backend_name() == "sqlite":
             self.file = Path(str(parsed.database)).absolute()
@@ -73,15 +91,16 @@ class Database:
 
         return self._bounded(transaction)
 
-    def write(self, work: Callable[[Session], T]) -> T:
+    def write(self, work: Callable[[WriteSession], T]) -> T:
         """Run `work` in one transaction, alone; it may run again, so it has no other effects."""
 
         def transaction() -> T:
-            with Session(self._writer) as session, session.begin():
+            with WriteSession(self._writer) as session, session.begin():
                 if self.file is None:
                     session.execute(text(f"SET LOCAL lock_timeout = {_LOCK_MILLISECONDS}"))
-                if session.get(ChainHead, 1, with_for_update=True) is None:
+                if session.get(ChainHeadRow, 1, with_for_update=True) is None:
                     raise LedgerCorrupt("the head of the ledger's hash chain is gone")
+                session.now = self.clock()
                 return work(session)
 
         return self._bounded(transaction)

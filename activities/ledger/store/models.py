@@ -42,7 +42,7 @@ STRICT = {"sqlite_strict": True}
 """SQLite checks types only in STRICT tables."""
 
 
-class Ceremony(Base):
+class CeremonyRow(Base):
     """One run of a workflow."""
 
     __tablename__ = "ceremonies"
@@ -72,7 +72,7 @@ class Ceremony(Base):
     detail: Mapped[str]
 
 
-class MasterKey(Base):
+class MasterKeyRow(Base):
     """A MasterKey that was committed: the name is taken for ever, and the KCV never changes."""
 
     __tablename__ = "master_keys"
@@ -80,11 +80,11 @@ class MasterKey(Base):
 
     name: Mapped[str] = mapped_column(primary_key=True)
     kcv: Mapped[str]
-    ceremony: Mapped[str] = mapped_column(ForeignKey(Ceremony.ceremony))
+    ceremony: Mapped[str] = mapped_column(ForeignKey(CeremonyRow.ceremony))
     created_at: Mapped[str]
 
 
-class Protection(Base):
+class ProtectionRow(Base):
     """A manifest: staged, or committed under the one epoch that is its own.
 
     A staged one reserves no epoch, since two ceremonies may stage for the same one; the first to commit
@@ -130,7 +130,7 @@ class Protection(Base):
     epoch: Mapped[int]
     kcv: Mapped[str]
     predecessor: Mapped[str | None]
-    ceremony: Mapped[str] = mapped_column(ForeignKey(Ceremony.ceremony))
+    ceremony: Mapped[str] = mapped_column(ForeignKey(CeremonyRow.ceremony))
     attempt: Mapped[int]
     manifest: Mapped[str]
     signature: Mapped[str]
@@ -138,16 +138,16 @@ class Protection(Base):
     status: Mapped[str]
     destroy_after: Mapped[str | None]
 
-    shards: Mapped[list[Shard]] = relationship(order_by="Shard.index", passive_deletes="all")
+    shards: Mapped[list[ShardRow]] = relationship(order_by="ShardRow.index", passive_deletes="all")
 
 
-class Shard(Base):
+class ShardRow(Base):
     """The ciphertext of one shard and the wrapped DEK that opens it, as base64."""
 
     __tablename__ = "shards"
     __table_args__: Any = (CheckConstraint("shard_index BETWEEN 1 AND 255", name="index"), STRICT)
 
-    protection: Mapped[str] = mapped_column(ForeignKey(Protection.protection, ondelete="CASCADE"), primary_key=True)
+    protection: Mapped[str] = mapped_column(ForeignKey(ProtectionRow.protection, ondelete="CASCADE"), primary_key=True)
     index: Mapped[int] = mapped_column("shard_index", primary_key=True, autoincrement=False)
     keystore: Mapped[str]
     key_id: Mapped[str]
@@ -157,7 +157,7 @@ class Shard(Base):
     ciphertext: Mapped[str]
 
 
-class Stop(Base):
+class StopRow(Base):
     """A custodian's order to stop: it is lifted once, and otherwise never changed."""
 
     __tablename__ = "stops"
@@ -167,19 +167,19 @@ class Stop(Base):
     )
 
     digest: Mapped[str] = mapped_column(primary_key=True)
-    master_key: Mapped[str] = mapped_column(ForeignKey(MasterKey.name), index=True)
+    master_key: Mapped[str] = mapped_column(ForeignKey(MasterKeyRow.name), index=True)
     document: Mapped[str]
     signature: Mapped[str]
     ordered_at: Mapped[str]
     lifted_at: Mapped[str | None]
-    lifted_by: Mapped[str | None] = mapped_column(ForeignKey(Ceremony.ceremony))
+    lifted_by: Mapped[str | None] = mapped_column(ForeignKey(CeremonyRow.ceremony))
 
 
 SEQUENCE = BigInteger().with_variant(Integer(), "sqlite")
 """64 bits in both: SQLite's INTEGER has them, and its STRICT tables know no BIGINT."""
 
 
-class Event(Base):
+class EventRow(Base):
     """One link of the hash chain: appended, never changed, never deleted."""
 
     __tablename__ = "events"
@@ -201,7 +201,7 @@ class Event(Base):
     digest: Mapped[str]
 
 
-class ChainHead(Base):
+class ChainHeadRow(Base):
     """The one row that knows the last event; whoever writes to the ledger locks it first."""
 
     __tablename__ = "chain_head"

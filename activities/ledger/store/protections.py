@@ -1,25 +1,24 @@
-"""Protections in the ledger: staged, committed in one transaction, or discarded.
+"""Protections in the ledger: staged, then committed in one transaction, and read.
 
-Before the commit the old protection stands, after it the new one does. Every function runs in a write
-transaction, which no other writer shares, and again changes nothing.
+Before the commit the old protection stands, after it the new one does. To do the same again changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from activities.ledger.log.events import ProtectionCommitted, ProtectionStaged
 from activities.ledger.log.records import MasterKeyRecord, ProtectionRecord, read_row
-from activities.ledger.store import ceremonies, chain
-from activities.ledger.store.models import Ceremony, MasterKey, Protection, Shard
-from workflows.contracts.trust.canonical import canonical_json, digest, format_time
+from activities.ledger.store import ceremonies, rows
+from activities.ledger.store.database import WriteSession
+from activities.ledger.store.models import CeremonyRow, MasterKeyRow, ProtectionRow
 from workflows.contracts.trust.errors import LedgerConflict, NameTaken, NotKnown
 
 
-def to_record(row: Protection) -> ProtectionRecord:
+def to_record(row: ProtectionRow) -> ProtectionRecord:
     """The record of a row and its shards, verified as far as the ledger can.
 
     Raises:
@@ -30,8 +29,16 @@ def to_record(row: Protection) -> ProtectionRecord:
     return record
 
 
-def stage(session: Session, record: ProtectionRecord, now: datetime) -> None:
-    """See `Ledger.stage`."""
+def stage(session: WriteSession, record: ProtectionRecord) -> None:
+    """Store a protection that does not serve yet, with the event `protection-staged`.
+
+    Raises:
+        NotKnown: there is no such ceremony, or (except at init) no such MasterKey.
+        CeremonyEnded: the ceremony is closed.
+        NameTaken: at init: the MasterKey exists already.
+        LedgerConflict: this attempt staged something else already, or what it staged was discarded.
+        LedgerCorrupt: the digest is not the manifest's, or a shard is missing.
+    """
     record.verify()
     where = f"attempt {record.attempt} of ceremony {record.ceremony}"
     if record.status != "staged" or record.destroy_after is not None:
@@ -47,35 +54,39 @@ def stage(session: Session, record: ProtectionRecord, now: datetime) -> None:
     if ceremony.master_key != record.master_key:
         raise LedgerConflict(f"ceremony {record.ceremony} is about another MasterKey", subject=record.ceremony)
     _existing(session, ceremony)
-    session.add(Protection(**record.model_dump(exclude={"shards"})))
-    session.flush()
-    session.add_all(Shard(protection=record.protection, **shard.model_dump()) for shard in record.shards)
-    session.flush()
-    chain.append(
-        session,
-        ceremony=record.ceremony,
-        key=f"ledger:protection-staged:{record.attempt}",
-        type_="protection-staged",
-        body=record.model_dump(include=IN_EVENTS),
-        master_key=record.master_key,
-        now=now,
-    )
+    said = ProtectionStaged.of(record)
+    if not rows.write(session, said, ceremony=record.ceremony, master_key=record.master_key, content=record):
+        raise LedgerConflict(f"what {where} staged was discarded", subject=record.protection)
 
 
-def commit(session: Session, ceremony: str, attempt: int, retention: timedelta | None, now: datetime) -> None:
-    """See `Ledger.commit`."""
+def commit(session: WriteSession, ceremony: str, attempt: int, *, retention: timedelta | None = None) -> None:
+    """Make a staged protection the active one of its purpose; the one before is retired.
+
+    With the event `protection-committed`. At init it creates the MasterKey. What else the ceremony staged is deleted.
+
+    Args:
+        session: of the write transaction.
+        ceremony: id.
+        attempt: number within the ceremony.
+        retention: how long the shards of the one before are kept; until their destruction is ordered if None.
+
+    Raises:
+        NotKnown: nothing is staged as this attempt.
+        CeremonyEnded: the ceremony was closed before.
+        NameTaken: at init: the MasterKey exists already.
+        LedgerConflict: another KCV, an epoch that is not the highest, or another protection is active
+            than the one that this was made to replace.
+        LedgerCorrupt: what was staged was altered.
+    """
     row = _attempt(session, ceremony, attempt)
     if row is None:
         raise NotKnown(f"ceremony {ceremony} has nothing staged as attempt {attempt}", subject=ceremony)
     if row.status != "staged":
         return
     record = to_record(row)
-    opened = ceremonies.find_open(session, ceremony)
-    master_key = _existing(session, opened)
+    master_key = _existing(session, ceremonies.find_open(session, ceremony))
     replaced = _active(session, record.master_key, record.purpose)
-    if master_key is None:
-        session.add(MasterKey(name=record.master_key, kcv=record.kcv, ceremony=ceremony, created_at=format_time(now)))
-    elif master_key.kcv != record.kcv:
+    if master_key is not None and master_key.kcv != record.kcv:
         raise LedgerConflict(
             f"the KCV of {record.protection} is not that of {record.master_key}", subject=record.protection
         )
@@ -89,85 +100,47 @@ def commit(session: Session, ceremony: str, attempt: int, retention: timedelta |
         raise LedgerConflict(
             f"epoch {record.epoch} of {record.protection} is not above {highest}", subject=record.protection
         )
-    # In this order: the schema allows one active protection for each purpose at any moment.
-    destroy_after = None if replaced is None or retention is None else format_time(now + retention)
-    if replaced is not None:
-        replaced.status, replaced.destroy_after = "retired", destroy_after
-        session.flush()
-    row.status = "active"
-    session.flush()
-    discarded = delete_staged(session, ceremony)
-    chain.append(
-        session,
-        ceremony=ceremony,
-        key=f"ledger:protection-committed:{attempt}",
-        type_="protection-committed",
-        body={
-            **record.model_dump(include=IN_EVENTS),
-            "retired": replaced.digest if replaced else None,
-            "discarded": [other.digest for other in discarded],
-            "destroy_after": destroy_after,
-        },
-        master_key=record.master_key,
-        now=now,
+    said = ProtectionCommitted.of(
+        record,
+        retired=record.predecessor,
+        discarded=tuple(other.digest for other in rows.staged_by(session, ceremony) if other is not row),
+        destroy_after=None if replaced is None or retention is None else session.now + retention,
     )
+    rows.write(session, said, ceremony=ceremony, master_key=record.master_key)
 
 
-def discard_staged(session: Session, ceremony: str, now: datetime) -> int:
-    """See `Ledger.discard_staged`."""
-    discarded = delete_staged(session, ceremony)
-    if discarded:
-        body = {"discarded": [row.digest for row in discarded]}
-        chain.append(
-            session,
-            ceremony=ceremony,
-            key=f"ledger:staged-discarded:{digest(canonical_json(body))}",
-            type_="staged-discarded",
-            body=body,
-            master_key=discarded[0].master_key,
-            now=now,
-        )
-    return len(discarded)
+def find(session: Session, master_key: str, *, digest: str | None = None, purpose: str = "primary") -> ProtectionRecord:
+    """The active protection of a purpose, or the one of a digest, whatever its purpose and status.
 
+    The manifest fits its digest and the shards are complete; all else is for the caller to verify.
 
-def collect_staged(session: Session, older_than: datetime) -> list[str]:
-    """See `Ledger.collect_staged`."""
-    return list(
-        session.scalars(
-            select(Ceremony.ceremony)
-            .where(
-                Ceremony.closed_at < format_time(older_than),
-                Ceremony.ceremony.in_(select(Protection.ceremony).where(Protection.status == "staged")),
-            )
-            .order_by(Ceremony.ceremony)
-        )
-    )
-
-
-def find(session: Session, master_key: str, *, manifest: str | None, purpose: str) -> ProtectionRecord:
-    """See `Ledger.protection`."""
-    if manifest is None:
+    Raises:
+        NotKnown: there is none.
+        LedgerCorrupt: it was altered.
+    """
+    if digest is None:
         row = _active(session, master_key, purpose)
     else:
-        row = session.scalars(select(Protection).filter_by(master_key=master_key, digest=manifest)).one_or_none()
+        row = session.scalars(select(ProtectionRow).filter_by(master_key=master_key, digest=digest)).one_or_none()
     if row is None:
-        which = f"no active {purpose} protection" if manifest is None else f"no protection {manifest}"
+        which = f"no active {purpose} protection" if digest is None else f"no protection {digest}"
         raise NotKnown(f"{master_key} has {which}", subject=master_key)
     return to_record(row)
 
 
 def of(session: Session, master_key: str) -> list[ProtectionRecord]:
-    """See `Ledger.protections`."""
-    rows = session.scalars(
-        select(Protection)
-        .filter_by(master_key=master_key)
-        .order_by(Protection.epoch, Protection.ceremony, Protection.attempt)
-    )
-    return [to_record(row) for row in rows]
+    """All protections of a MasterKey, staged and retired ones too, by epoch; none if it is not known.
+
+    Raises:
+        LedgerCorrupt: one was altered.
+    """
+    query = select(ProtectionRow).filter_by(master_key=master_key)
+    ordered = query.order_by(ProtectionRow.epoch, ProtectionRow.ceremony, ProtectionRow.attempt)
+    return [to_record(row) for row in session.scalars(ordered)]
 
 
 def master_keys(session: Session) -> list[MasterKeyRecord]:
-    """See `Ledger.master_keys`."""
+    """The MasterKeys that were ever committed, by name."""
     return [
         read_row(
             MasterKeyRecord,
@@ -179,38 +152,22 @@ def master_keys(session: Session) -> list[MasterKeyRecord]:
                 "epoch": _highest_epoch(session, row.name),
             },
         )
-        for row in session.scalars(select(MasterKey).order_by(MasterKey.name))
+        for row in session.scalars(select(MasterKeyRow).order_by(MasterKeyRow.name))
     ]
 
 
-IN_EVENTS = {
-    "protection",
-    "attempt",
-    "digest",
-    "purpose",
-    "mode",
-    "threshold",
-    "count",
-    "epoch",
-    "kcv",
-    "predecessor",
-}
-"""What the events say of a protection."""
+def _attempt(session: Session, ceremony: str, attempt: int) -> ProtectionRow | None:
+    return session.scalars(select(ProtectionRow).filter_by(ceremony=ceremony, attempt=attempt)).one_or_none()
 
 
-def _attempt(session: Session, ceremony: str, attempt: int) -> Protection | None:
-    return session.scalars(select(Protection).filter_by(ceremony=ceremony, attempt=attempt)).one_or_none()
+def _active(session: Session, master_key: str, purpose: str) -> ProtectionRow | None:
+    query = select(ProtectionRow).filter_by(master_key=master_key, purpose=purpose, status="active")
+    return session.scalars(query).one_or_none()
 
 
-def _active(session: Session, master_key: str, purpose: str) -> Protection | None:
-    return session.scalars(
-        select(Protection).filter_by(master_key=master_key, purpose=purpose, status="active")
-    ).one_or_none()
-
-
-def _existing(session: Session, ceremony: Ceremony) -> MasterKey | None:
+def _existing(session: Session, ceremony: CeremonyRow) -> MasterKeyRow | None:
     """The ceremony's MasterKey: at init there must be none yet, otherwise there must be one."""
-    row = session.get(MasterKey, ceremony.master_key)
+    row = session.get(MasterKeyRow, ceremony.master_key)
     if ceremony.action == "init" and row is not None:
         raise NameTaken(f"there is a MasterKey {row.name} already", subject=row.name)
     if ceremony.action != "init" and row is None:
@@ -219,16 +176,5 @@ def _existing(session: Session, ceremony: Ceremony) -> MasterKey | None:
 
 
 def _highest_epoch(session: Session, master_key: str) -> int:
-    query = select(func.max(Protection.epoch)).where(Protection.master_key == master_key, Protection.status != "staged")
-    return session.scalar(query) or 0
-
-
-def delete_staged(session: Session, ceremony: str) -> Sequence[Protection]:
-    """Delete what a ceremony staged and did not commit, and return it."""
-    staged = session.scalars(
-        select(Protection).filter_by(ceremony=ceremony, status="staged").order_by(Protection.attempt)
-    ).all()
-    for row in staged:
-        session.delete(row)
-    session.flush()
-    return staged
+    committed = select(func.max(ProtectionRow.epoch)).where(ProtectionRow.status != "staged")
+    return session.scalar(committed.filter_by(master_key=master_key)) or 0
