@@ -48,6 +48,7 @@ class Life:
         self.people = Resharding(world)
         self.ledger = ledger
         self.activities = LedgerActivities(ledger, world.source, places)
+        self.build: str | None = None
         self._number = 0
         self._opened: dict[str, datetime] = {}
 
@@ -67,6 +68,7 @@ class Life:
             action=action,
             master_key=NAME,
             opened_at=self._opened.setdefault(ceremony, now()),
+            build=self.build,
             **fields,
         )
         return self.activities.begin_ceremony(request)
@@ -121,11 +123,7 @@ class Life:
     def make(self, plan: Plan, source: StoredProtection | None = None) -> StoredProtection:
         """From the plan to the end."""
         assert plan.target is not None
-        ceremony, authority = plan.ceremony, self.world.authority(plan, QUORUM)
-        self.plan(plan)
-        self.record_approvals(ceremony, authority)
-        stored = self.protect(plan, authority, source)
-        self.activities.stage_protection(Stage(ceremony=ceremony, attempt=1, protection=stored))
+        ceremony, stored = plan.ceremony, self.stage(plan, source)
         proofs = self.people.proofs(stored)
         self.record(ceremony, *(signed_event(f"proven.1.{n}", "data-key-proven", s) for n, s in enumerate(proofs, 1)))
         commit = Commit(ceremony=ceremony, attempt=1, retention_hours=plan.target.retention_hours)
@@ -133,16 +131,21 @@ class Life:
         self.close(ceremony)
         return stored
 
+    def stage(self, plan: Plan, source: StoredProtection | None = None) -> StoredProtection:
+        """From the plan to before the proofs."""
+        authority = self.world.authority(plan, QUORUM)
+        self.plan(plan)
+        self.record_approvals(plan.ceremony, authority)
+        stored = self.protect(plan, authority, source)
+        self.activities.stage_protection(Stage(ceremony=plan.ceremony, attempt=1, protection=stored))
+        return stored
+
     def refused_reshard(self, source: StoredProtection, target: Target) -> None:
         """A reshard that stages something, and ends before its commit."""
         ceremony = self.id_of("reshard")
         self.begin(ceremony, all_active=True)
         plan = self.world.reshard_plan(source, target, ceremony=ceremony)
-        authority = self.world.authority(plan, QUORUM)
-        self.plan(plan)
-        self.record_approvals(ceremony, authority)
-        stored = self.protect(plan, authority, source)
-        self.activities.stage_protection(Stage(ceremony=ceremony, attempt=1, protection=stored))
+        self.stage(plan, source)
         rejected = self.world.authority(plan, ())
         rejection = self.world.approval(NAMES[4], plan, decision="reject")
         self.record_approvals(ceremony, rejected.model_copy(update={"approvals": (rejection,)}), "rejection-recorded")

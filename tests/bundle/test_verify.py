@@ -59,7 +59,8 @@ def test_what_is_no_bundle_is_refused_as_one(lived: Lived, junk: bytes) -> None:
 
 
 def test_a_bundle_of_another_version_or_type_is_refused(lived: Lived) -> None:
-    refused(lived, altered(lived.data, ("version",), lambda _: 2), "version")
+    refused(lived, altered(lived.data, ("version",), lambda _: 0), "version")
+    refused(lived, altered(lived.data, ("version",), lambda _: 2), "has format 2")
     refused(lived, altered(lived.data, ("type",), lambda _: "masterkey-manifest"), "type")
 
 

@@ -10,6 +10,7 @@ Nothing that is only staged is in it. Nothing in it is secret, but it is half of
 from __future__ import annotations
 
 import binascii
+import json
 from typing import ClassVar, Literal
 
 from activities.ledger.log.records import EventRecord, MasterKeyRecord, ShardRecord, Text
@@ -19,6 +20,8 @@ from workflows.contracts.trust.errors import ApprovalInvalid, BundleInvalid
 from workflows.contracts.trust.import_approval import BundleHead, ImportedMasterKey, ImportTerms
 from workflows.contracts.trust.signatures import armour
 
+FORMAT = 1
+"""The format that is written. Whoever raises it goes on reading the ones before: see `tests/data/bundle`."""
 LIMIT = 128 * 2**20
 """Largest bundle, in bytes: some ten years of daily drills of a dozen shards."""
 
@@ -72,7 +75,22 @@ def read_bundle(data: bytes) -> Bundle:
     try:
         return Bundle.parse(data)
     except ApprovalInvalid as error:
-        raise BundleInvalid(error.message) from None
+        raise _of_newer_format(data) or BundleInvalid(error.message) from None
+
+
+def _of_newer_format(data: bytes) -> BundleInvalid | None:
+    """The refusal of a bundle whose format no version had when this one was written; None for any other."""
+    try:
+        whole = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    version = whole.get("version") if isinstance(whole, dict) and whole.get("type") == Bundle.TYPE else None
+    if not isinstance(version, int) or version <= FORMAT:
+        return None
+    return BundleInvalid(
+        f"the bundle has format {version}, and this program reads format {FORMAT}",
+        next_step="use the version of masterkey that wrote the bundle, or a later one",
+    )
 
 
 def check_size(size: int) -> None:

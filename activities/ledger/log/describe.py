@@ -155,7 +155,8 @@ def _plan_made(body: PlanProposed) -> str:
 
 
 def _opened(body: CeremonyOpened) -> str:
-    return f"{body.opened.action} began, as workflow {body.opened.workflow_id}"
+    build = f", on build {body.build}" if body.build else ""
+    return f"{body.opened.action} began, as workflow {body.opened.workflow_id}{build}"
 
 
 def _destroyed(body: ProtectionDestroyed) -> str:

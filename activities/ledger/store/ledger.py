@@ -91,7 +91,7 @@ class Ledger(Database):
         """Create the ledger, or migrate it to what this code needs. Several may do so at once.
 
         Raises:
-            ConfigurationInvalid: the ledger was made by newer code, or its folder is not there.
+            ConfigurationInvalid: newer code has made of it what this code cannot use, or its folder is not there.
         """
         if self.file is not None:
             try:
@@ -101,29 +101,24 @@ class Ledger(Database):
                 raise ConfigurationInvalid(
                     f"cannot open {self.file}: {error.strerror}", next_step="correct ledger.url or make the folder"
                 ) from None
-        self._refuse_newer(self._revision())
         self.define(schema.upgrade)
+        self.check()
 
     def check(self) -> None:
-        """Check that the database is the ledger that this code needs.
+        """Check that the database is a ledger that this code can use: its own, or one that newer code only expanded.
 
         Raises:
-            ConfigurationInvalid: there is none, or it has another schema.
+            ConfigurationInvalid: there is none, it is older, or newer code has made of it what this code cannot use.
         """
-        revision = self._revision()
-        self._refuse_newer(revision)
-        if revision is None:
+        ours = schema.needed().revision
+        found = self.read(lambda session: schema.found(session.connection()))
+        if found is None:
             raise ConfigurationInvalid("the database holds no ledger", next_step=UPGRADE)
-        if revision != schema.head():
-            raise ConfigurationInvalid(f"the ledger's schema is {revision}, not {schema.head()}", next_step=UPGRADE)
-
-    def _revision(self) -> str | None:
-        return self.read(lambda session: schema.current(session.connection()))
-
-    @staticmethod
-    def _refuse_newer(revision: str | None) -> None:
-        if revision is not None and not schema.known(revision):
+        if found.revision < ours:
+            raise ConfigurationInvalid(f"the ledger's schema is {found.revision}, not {ours}", next_step=UPGRADE)
+        if found.oldest > ours:
             raise ConfigurationInvalid(
-                f"the ledger's schema {revision} is newer than this program",
+                f"the ledger's schema {found.revision} is newer than this program, which has {ours}:"
+                f" it needs {found.oldest} or later",
                 next_step="install the version of masterkey that migrated it",
             )

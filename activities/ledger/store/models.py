@@ -210,3 +210,13 @@ class ChainHeadRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     seq: Mapped[int] = mapped_column(SEQUENCE)
     digest: Mapped[str]
+
+
+class CompatibilityRow(Base):
+    """The one row that says how old code may be that uses this ledger: the oldest revision of the schema it needs."""
+
+    __tablename__ = "compatibility"
+    __table_args__: Any = (CheckConstraint("id = 1", name="one_row"), STRICT)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    oldest: Mapped[str]

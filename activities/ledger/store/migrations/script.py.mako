@@ -7,15 +7,10 @@ from alembic import op
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
-branch_labels = None
-depends_on = None
+# The oldest revision whose code reads and writes what this makes: see README.md.
+works_with = "????"
 
 
 def upgrade() -> None:
-    """Migrate upwards."""
+    """Migrate."""
     ${upgrades if upgrades else "pass"}
-
-
-def downgrade() -> None:
-    """Migrate downwards."""
-    ${downgrades if downgrades else "pass"}

@@ -11,10 +11,8 @@ from typing import NamedTuple
 
 from alembic import op
 
-STAGED = "EXISTS (SELECT 1 FROM protections p WHERE p.protection = {row}.protection AND p.status = 'staged')"
 
-
-class Rule(NamedTuple):
+class Guard(NamedTuple):
     """One trigger, in words that both databases understand.
 
     Attributes:
@@ -34,70 +32,43 @@ def differs(*columns: str) -> str:
     return " OR ".join(f"NEW.{column} <> OLD.{column}" for column in columns)
 
 
-def create(rules: Iterable[Rule]) -> None:
+def create(guards: Iterable[Guard]) -> None:
     """Create triggers."""
-    for rule in rules:
+    for guard in guards:
         if _sqlite():
             op.execute(
-                f"CREATE TRIGGER {rule.name} BEFORE {rule.operation} ON {rule.table} FOR EACH ROW"
-                f" WHEN {rule.condition} BEGIN SELECT RAISE(ABORT, '{rule.message}'); END"
+                f"CREATE TRIGGER {guard.name} BEFORE {guard.operation} ON {guard.table} FOR EACH ROW"
+                f" WHEN {guard.condition} BEGIN SELECT RAISE(ABORT, '{guard.message}'); END"
             )
             continue
         # A WHEN clause may not look at other tables there, so the condition is in a function.
-        row = "OLD" if rule.operation == "DELETE" else "NEW"
+        row = "OLD" if guard.operation == "DELETE" else "NEW"
         op.execute(
-            f"CREATE FUNCTION {rule.name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-            f" IF {rule.condition} THEN RAISE EXCEPTION USING"
-            f" MESSAGE = '{rule.message}', ERRCODE = 'integrity_constraint_violation'; END IF;"
+            f"CREATE FUNCTION {guard.name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            f" IF {guard.condition} THEN RAISE EXCEPTION USING"
+            f" MESSAGE = '{guard.message}', ERRCODE = 'integrity_constraint_violation'; END IF;"
             f" RETURN {row}; END $$"
         )
         op.execute(
-            f"CREATE TRIGGER {rule.name} BEFORE {rule.operation} ON {rule.table} FOR EACH ROW"
-            f" EXECUTE FUNCTION {rule.name}()"
-        )
-
-
-def drop(rules: Iterable[Rule]) -> None:
-    """Drop triggers; the table that they guard is still there."""
-    for rule in rules:
-        if _sqlite():
-            op.execute(f"DROP TRIGGER {rule.name}")
-        else:
-            op.execute(f"DROP TRIGGER {rule.name} ON {rule.table}")
-            op.execute(f"DROP FUNCTION {rule.name}()")
-
-
-def drop_functions(rules: Iterable[Rule]) -> None:
-    """Drop what is left of triggers in PostgreSQL once their tables are gone."""
-    if not _sqlite():
-        for rule in rules:
-            op.execute(f"DROP FUNCTION {rule.name}()")
-
-
-def create_truncate_function() -> None:
-    """What `refuse_truncate` calls; SQLite knows no TRUNCATE."""
-    if not _sqlite():
-        op.execute(
-            "CREATE FUNCTION ledger_refuse_truncate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-            " RAISE EXCEPTION USING MESSAGE = 'a table of the ledger is never emptied',"
-            " ERRCODE = 'integrity_constraint_violation'; END $$"
+            f"CREATE TRIGGER {guard.name} BEFORE {guard.operation} ON {guard.table} FOR EACH ROW"
+            f" EXECUTE FUNCTION {guard.name}()"
         )
 
 
 def refuse_truncate(tables: Iterable[str]) -> None:
-    """Refuse to empty tables."""
-    if not _sqlite():
-        for table in tables:
-            op.execute(
-                f"CREATE TRIGGER {table}_truncate BEFORE TRUNCATE ON {table} FOR EACH STATEMENT"
-                " EXECUTE FUNCTION ledger_refuse_truncate()"
-            )
-
-
-def drop_truncate_function() -> None:
-    """Drop what `create_truncate_function` made."""
-    if not _sqlite():
-        op.execute("DROP FUNCTION ledger_refuse_truncate()")
+    """Refuse to empty tables; SQLite knows no TRUNCATE."""
+    if _sqlite():
+        return
+    op.execute(
+        "CREATE OR REPLACE FUNCTION ledger_refuse_truncate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " RAISE EXCEPTION USING MESSAGE = 'a table of the ledger is never emptied',"
+        " ERRCODE = 'integrity_constraint_violation'; END $$"
+    )
+    for table in tables:
+        op.execute(
+            f"CREATE TRIGGER {table}_truncate BEFORE TRUNCATE ON {table} FOR EACH STATEMENT"
+            " EXECUTE FUNCTION ledger_refuse_truncate()"
+        )
 
 
 def _sqlite() -> bool:
