@@ -37,7 +37,7 @@ def test_there_is_a_bundle_of_every_format_that_was_ever_written() -> None:
 def test_it_verifies_as_what_it_was(kept: tuple[bytes, dict[str, Any]]) -> None:
     data, noted = kept
     verified = verify(data, genesis=noted["genesis"])
-    assert (verified.terms.bundle, verified.doubts) == (noted["digest"], ())
+    assert (verified.terms.bundle, verified.warnings) == (noted["digest"], ())
     [entry] = verified.master_keys
     assert [(one.epoch, one.status) for one in entry.protections] == [(1, "retired"), (2, "active"), (3, "destroyed")]
 

@@ -37,7 +37,7 @@ def test_a_whole_life_verifies_and_says_what_is_in_it(lived: Lived) -> None:
         (3, "emergency", "destroyed", "seal", 1, 2),
         (4, "primary", "active", "sss", 2, 3),
     ]
-    assert (entry.name, entry.epoch, entry.stops, found.doubts) == (NAME, 4, 1, ())
+    assert (entry.name, entry.epoch, entry.stops, found.warnings) == (NAME, 4, 1, ())
     assert found.chain.current.number == 2
     assert found.terms.bundle == digest(lived.data)
     head = lived.life.ledger.verify_chain()
@@ -323,9 +323,9 @@ def test_a_request_that_does_not_verify_is_a_doubt(lived: Lived) -> None:
     def forge(body: dict[str, Any]) -> None:
         body["request"]["document"] = body["request"]["document"].replace("unseal", "unsea1")
 
-    assert lived.verify().doubts == ()
-    [doubt] = lived.verify(with_body(lived.data, unseals[0], forge)).doubts
-    assert "signature that does not verify" in doubt
+    assert lived.verify().warnings == ()
+    [warning] = lived.verify(with_body(lived.data, unseals[0], forge)).warnings
+    assert "signature that does not verify" in warning
 
 
 @pytest.mark.parametrize(
@@ -397,15 +397,15 @@ def test_what_a_strongroom_signed_that_is_revoked_now_does_not_serve(life: Life)
         verify(life.bundle(), genesis=life.world.roster.digest)
 
 
-def test_a_delivery_that_does_not_verify_is_a_doubt_and_no_fault(life: Life) -> None:
+def test_a_delivery_that_does_not_verify_is_a_warning_and_no_fault(life: Life) -> None:
     first = life.init()
     unseal = life.unseal(first)
-    assert verify(life.bundle(), genesis=life.world.roster.digest).doubts == ()
+    assert verify(life.bundle(), genesis=life.world.roster.digest).warnings == ()
     life.drill(first)
     junk = Event(key="again", type="masterkey-delivered", body={"delivery": "{}", "signature": "none"})
     life.ledger.append(unseal, junk.key, junk.type, dict(junk.body), NAME)
-    [doubt] = verify(life.bundle(), genesis=life.world.roster.digest).doubts
-    assert "masterkey-delivered" in doubt
+    [warning] = verify(life.bundle(), genesis=life.world.roster.digest).warnings
+    assert "masterkey-delivered" in warning
 
 
 def test_other_values_are_others() -> None:

@@ -87,7 +87,7 @@ def test_a_bundle_goes_from_one_ledger_to_an_empty_one_with_the_quorum_behind_it
     data = (host.folder / "out.json").read_bytes()
     assert (wrote["places"], wrote["digest"]) == (["out.json"], digest(data))
     told = host.good("verify", "out.json")
-    assert (told["bundle"], told["events"], told["doubts"]) == (wrote["digest"], wrote["events"], [])
+    assert (told["bundle"], told["events"], told["warnings"]) == (wrote["digest"], wrote["events"], [])
     [entry] = told["master_keys"]
     assert (entry["name"], entry["epoch"], entry["protections"][0]["status"]) == (NAME, 1, "active")
 

@@ -52,7 +52,7 @@ def test_everything_in_it_is_read_and_verifies_as_a_bundle(old: Ledger, kept: Ke
     assert [record.ceremony for record in old.ceremonies(open_only=True)] == [kept.noted["staged"]]
     assert len(old.stops_in_force(NAME)) == 1
     verified = verify(export(old, kept.roster).data, genesis=kept.noted["genesis"])
-    assert (verified.terms.head.events, verified.doubts) == (kept.noted["events"], ())
+    assert (verified.terms.head.events, verified.warnings) == (kept.noted["events"], ())
 
 
 def test_its_life_goes_on(old: Ledger, kept: Kept) -> None:

@@ -17,9 +17,9 @@ from activities.ledger.bundle.export import export
 from activities.ledger.bundle.places import write_file
 from activities.ledger.bundle.verify import Verified
 from activities.ledger.bundle.verify import verify as check
-from activities.ledger.log.describe import name_of, tell
+from activities.ledger.log.describe import describe_event, name_of
 from activities.ledger.log.records import EventRecord
-from activities.ledger.log.signed import read_evidence
+from activities.ledger.log.signed import verify_signatures
 from workers.audit.compare import Compared, Run, audit_run, compare_with_log
 from workers.audit.histories import read_history
 from workers.cli.bundle import describe, own_ledger, say_verified, verified_file
@@ -64,7 +64,7 @@ def log(
     ]
     if not wanted and (name or ceremony):
         raise NotKnown(f"the event log says nothing of {ceremony or name}", next_step="see `masterkey audit log`")
-    lines = [tell(event, found.chain) for event in wanted[-limit:]]
+    lines = [describe_event(event, found.chain) for event in wanted[-limit:]]
 
     def text() -> None:
         table = Table(box=None)
@@ -257,10 +257,10 @@ def _approved(events: Sequence[EventRecord], chain: RosterChain) -> list[str]:
     if not plans:
         return []
     try:
-        evidence = read_evidence(events, chain)
+        signatures = verify_signatures(events, chain)
     except BundleInvalid as error:
         return [f"UNVERIFIED ({error.message})"]
-    given = evidence.approvals.get(events[0].ceremony, {}).values()
+    given = signatures.approvals.get(events[0].ceremony, {}).values()
     return [name_of(approval.custodian, chain) for approval, _ in given if approval.plan_digest == plans[-1]]
 
 

@@ -158,8 +158,8 @@ def say_verified(what: str, verified: Verified) -> None:
         say(f"{entry.name}: KCV {entry.kcv}, highest epoch {entry.epoch}{stopped}")
         for one in entry.protections:
             say(f"  epoch {one.epoch} {one.status} {one.purpose}: {shown(one.mode)} {one.threshold} of {one.count}")
-    for doubt in verified.doubts:
-        say(f"note: {doubt}")
+    for warning in verified.warnings:
+        say(f"note: {warning}")
 
 
 def own_ledger(configuration: Configuration) -> Ledger:
@@ -221,5 +221,5 @@ def describe(verified: Verified) -> dict[str, Any]:
         "created": terms.created.isoformat(),
         "roster_version": verified.chain.current.number,
         "master_keys": [asdict(entry) for entry in verified.master_keys],
-        "doubts": list(verified.doubts),
+        "warnings": list(verified.warnings),
     }

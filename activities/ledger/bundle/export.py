@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from activities.ledger.bundle.format import Bundle, BundleProtection, check_size, normal_roster, normal_signature
 from activities.ledger.bundle.verify import at, check_shards
 from activities.ledger.log.records import ProtectionRecord, StopRecord, read_row
-from activities.ledger.log.state import History, replay
+from activities.ledger.log.state import LedgerState, fold
 from activities.ledger.store import chain, protections
 from activities.ledger.store.ledger import Ledger
 from activities.ledger.store.models import ProtectionRow, StopRow
@@ -67,11 +67,11 @@ def export_snapshot(session: Session, roster: tuple[RosterVersion, ...]) -> Expo
         events=tuple(events),
     )
     try:
-        history = replay(events)
-        _check(session, bundle, records, history)
+        state = fold(events)
+        _check(session, bundle, records, state)
     except BundleInvalid as error:
         raise LedgerCorrupt(f"the ledger contradicts its own event log: {error.message}") from None
-    if set(history.rosters) - {digest(version.document.encode()) for version in roster}:
+    if set(state.rosters) - {digest(version.document.encode()) for version in roster}:
         raise RosterInvalid("a ceremony began under a newer roster than this host's: the bundle would not verify")
     data = bundle.canonical()
     check_size(len(data))
@@ -88,17 +88,16 @@ def _entry(record: ProtectionRecord) -> BundleProtection:
     )
 
 
-def _check(session: Session, bundle: Bundle, records: list[ProtectionRecord], history: History) -> None:
+def _check(session: Session, bundle: Bundle, records: list[ProtectionRecord], state: LedgerState) -> None:
     for record, entry in zip(records, bundle.protections, strict=True):
         with at(place := f"protection {record.protection}"):
             check_shards(entry, Manifest.parse(entry.manifest.encode()), place)
-    told = {name: (past.status, past.destroy_after) for name, past in history.protections.items()}
+    told = {name: (past.status, past.destroy_after) for name, past in state.protections.items()}
     if {record.digest: (record.status, record.destroy_after) for record in records} != told:
         raise BundleInvalid("the statuses of protections")
-    keys = {(past.name, past.kcv, past.epoch, past.created_at) for past in history.master_keys.values()}
-    if {(entry.master_key, entry.kcv, entry.epoch, entry.created_at) for entry in bundle.master_keys} != keys:
+    if {entry.master_key: entry for entry in bundle.master_keys} != state.master_keys:
         raise BundleInvalid("the MasterKeys")
-    stops = {name: (past.signed.document, past.lifted_at, past.lifted_by) for name, past in history.stops.items()}
+    stops = {name: (past.signed.document, past.lifted_at, past.lifted_by) for name, past in state.stops.items()}
     found = [read_row(StopRecord, row) for row in session.scalars(select(StopRow))]
     if {stop.digest: (stop.document, stop.lifted_at, stop.lifted_by) for stop in found} != stops:
         raise BundleInvalid("the stops")

@@ -1,7 +1,7 @@
 """The bundle: everything that is needed to rebuild the ledger, as one file.
 
 Canonical JSON (RFC 8785), so that the same ledger gives the same bytes everywhere, and the digest of the file is
-what people compare and sign. It holds the whole event log, from which ceremonies, statuses and stops are replayed;
+what people compare and sign. It holds the whole event log, from which ceremonies, statuses and stops are folded;
 the manifests and ciphertexts of everything that was ever committed (a destroyed protection without ciphertexts);
 the roster, from the version that everybody pins; and, for whoever opens it with a text editor, the MasterKeys.
 Nothing that is only staged is in it. Nothing in it is secret, but it is half of what an attacker needs.

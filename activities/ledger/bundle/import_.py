@@ -1,6 +1,6 @@
 """Making a ledger from a bundle, or bringing one up to date: what is missing is added, nothing is overwritten.
 
-The events are replayed in their order, through the very triggers that guard the tables, in one transaction: it ends
+The events are applied in their order, through the very triggers that guard the tables, in one transaction: it ends
 with a ledger that exports the same bundle, or nothing was changed. Refused is what does not continue the ledger that
 is there, what is older than keystores know it, and, where there is no ledger to compare with, what the governance
 quorum did not ask for.
@@ -126,7 +126,7 @@ def _import(
         return ImportResult(0)
     approved: tuple[str, ...] = ()
     if have == 0:
-        quorums = {name: _highest_quorum(verified, name) for name in verified.history.master_keys}
+        quorums = {name: _highest_quorum(verified, name) for name in verified.state.master_keys}
         approved = check_import(roster, verified.terms, approvals, quorums, session.now)
     append_events(session, missing, {entry.signed.digest: entry for entry in verified.bundle.protections})
     if export_snapshot(session, verified.bundle.roster).data != verified.bundle.canonical():
@@ -160,7 +160,7 @@ def _check_continues(session: Session, verified: Verified) -> int:
     Raises:
         BundleInvalid: it has not.
     """
-    theirs = {past.name: past.kcv for past in verified.history.master_keys.values()}
+    theirs = {name: known.kcv for name, known in verified.state.master_keys.items()}
     for row in session.scalars(select(MasterKeyRow)):
         if theirs.get(row.name, row.kcv) != row.kcv:
             raise BundleInvalid(f"the bundle is of another MasterKey {row.name}: its KCV differs", subject=row.name)
@@ -184,6 +184,6 @@ def _check_continues(session: Session, verified: Verified) -> int:
 
 
 def _highest_quorum(verified: Verified, name: str) -> int:
-    active = [found for found, past in verified.history.protections.items() if past.status == "active"]
+    active = [found for found, past in verified.state.protections.items() if past.status == "active"]
     ours = [verified.manifests[found] for found in active]
     return max((manifest.governance_quorum for manifest in ours if manifest.master_key == name), default=1)

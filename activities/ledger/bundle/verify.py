@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from activities.ledger.bundle.format import Bundle, BundleProtection, normal_signature, read_bundle, terms_of
-from activities.ledger.log.authorization import Warrants, as_of
+from activities.ledger.log.authorization import Authorization, as_of
 from activities.ledger.log.records import GENESIS, MasterKeyRecord, ShardRecord, event_digest
-from activities.ledger.log.signed import read_evidence
-from activities.ledger.log.state import History, ProtectionPast, replay
+from activities.ledger.log.signed import verify_signatures
+from activities.ledger.log.state import LedgerState, ProtectionPast, fold
 from workflows.contracts.trust.authority import check_manifest
 from workflows.contracts.trust.canonical import decode64, digest, encode64
 from workflows.contracts.trust.chain import RosterChain, RosterFile, signers_of, verify_chain
@@ -28,7 +28,7 @@ _NONCE_BYTES = 12
 
 
 @dataclass(frozen=True)
-class ProtectionSummary:
+class ProtectionOverview:
     """What a bundle holds of one protection: M, N and its status."""
 
     purpose: Purpose
@@ -41,13 +41,13 @@ class ProtectionSummary:
 
 
 @dataclass(frozen=True)
-class MasterKeySummary:
+class MasterKeyOverview:
     """What a bundle holds of one MasterKey."""
 
     name: str
     kcv: str
     epoch: int
-    protections: tuple[ProtectionSummary, ...]
+    protections: tuple[ProtectionOverview, ...]
     stops: int
 
 
@@ -58,18 +58,18 @@ class Verified:
     Attributes:
         terms: digest of the file, where its event log ends, its date, its MasterKeys.
         chain: its roster, verified from the pinned digest.
-        history: what its event log tells.
+        state: what its event log tells.
         manifests: by digest; every one that was ever committed.
-        doubts: what was recorded as it came, and does not verify; nothing depends on it.
+        warnings: what was recorded as it came, and does not verify; nothing depends on it.
     """
 
     bundle: Bundle
     terms: ImportTerms
     chain: RosterChain
-    history: History
+    state: LedgerState
     manifests: dict[str, Manifest]
-    master_keys: tuple[MasterKeySummary, ...]
-    doubts: tuple[str, ...]
+    master_keys: tuple[MasterKeyOverview, ...]
+    warnings: tuple[str, ...]
 
 
 def verify(data: bytes, *, genesis: str, minimum_version: int = 1) -> Verified:
@@ -86,26 +86,29 @@ def verify(data: bytes, *, genesis: str, minimum_version: int = 1) -> Verified:
     bundle = read_bundle(data)
     _check_events(bundle)
     chain = _roster(bundle, genesis, minimum_version)
-    history = replay(bundle.events)
-    if missing := set(history.rosters) - set(chain.digests):
+    state = fold(bundle.events)
+    if missing := set(state.rosters) - set(chain.digests):
         raise BundleInvalid(f"roster version {min(missing)} was in force, and is not in it", subject="roster")
-    _check_master_keys(bundle, history)
-    evidence = read_evidence(bundle.events, chain)
-    warrants = Warrants(chain, evidence, {entry.signed.digest: entry.signed for entry in bundle.protections})
-    manifests = _protections(bundle, chain, history, warrants)
-    for stop, past in history.stops.items():
+    if list(bundle.master_keys) != [state.master_keys[name] for name in sorted(state.master_keys)]:
+        raise BundleInvalid("the MasterKeys are not those that the event log tells", subject="master_keys")
+    signatures = verify_signatures(bundle.events, chain)
+    authorization = Authorization(
+        chain, signatures, {entry.signed.digest: entry.signed for entry in bundle.protections}
+    )
+    manifests = _protections(bundle, chain, state, authorization)
+    for stop, past in state.stops.items():
         with at(f"stop {stop}"):
-            warrants.check_stop(past)
-    for event, body in history.orders:
-        warrants.check_order(event, body)
+            authorization.check_stop(past)
+    for event, body in state.orders:
+        authorization.check_order(event, body)
     return Verified(
         bundle=bundle,
         terms=terms_of(bundle, digest(data)),
         chain=chain,
-        history=history,
+        state=state,
         manifests=manifests,
-        master_keys=tuple(_summary(entry, bundle, manifests, history) for entry in bundle.master_keys),
-        doubts=tuple(evidence.doubts),
+        master_keys=tuple(_overview(entry, state) for entry in bundle.master_keys),
+        warnings=tuple(signatures.warnings),
     )
 
 
@@ -152,29 +155,20 @@ def _roster(bundle: Bundle, genesis: str, minimum: int) -> RosterChain:
     return chain
 
 
-def _check_master_keys(bundle: Bundle, history: History) -> None:
-    told = [
-        MasterKeyRecord(
-            master_key=past.name, kcv=past.kcv, ceremony=past.ceremony, created_at=past.created_at, epoch=past.epoch
-        )
-        for _, past in sorted(history.master_keys.items())
-    ]
-    if list(bundle.master_keys) != told:
-        raise BundleInvalid("the MasterKeys are not those that the event log tells", subject="master_keys")
-
-
-def _protections(bundle: Bundle, chain: RosterChain, history: History, warrants: Warrants) -> dict[str, Manifest]:
+def _protections(
+    bundle: Bundle, chain: RosterChain, state: LedgerState, authorization: Authorization
+) -> dict[str, Manifest]:
     """Check every manifest and every shard, and who authorised it."""
     manifests: dict[str, Manifest] = {}
     entries = {entry.signed.digest: entry for entry in bundle.protections}
-    told = sorted(history.protections.values(), key=lambda past: (past.master_key, past.said.epoch))
+    told = sorted(state.protections.values(), key=lambda past: (past.master_key, past.said.epoch))
     if [entry.signed.digest for entry in bundle.protections] != [past.said.digest for past in told]:
         raise BundleInvalid("the protections are not those that the event log tells", subject="protections")
-    for found, past in history.protections.items():
+    for found, past in state.protections.items():
         place = f"protection {past.said.protection}"
         with at(place):
             manifests[found] = _manifest(entries[found], chain, past, place)
-            warrants.check_protection(manifests[found], past)
+            authorization.check_protection(manifests[found], past)
     return manifests
 
 
@@ -223,30 +217,20 @@ def _check_shard(row: ShardRecord, shard: ManifestShard, place: str) -> None:
         raise BundleInvalid(f"{place}: the ciphertext is not the one of the manifest", subject=place)
 
 
-def _summary(
-    entry: MasterKeyRecord, bundle: Bundle, manifests: dict[str, Manifest], history: History
-) -> MasterKeySummary:
-    ours = [
-        (found, manifests[found.signed.digest])
-        for found in bundle.protections
-        if manifests[found.signed.digest].master_key == entry.master_key
-    ]
-    stops = [stop for stop in history.stops.values() if stop.master_key == entry.master_key]
-    return MasterKeySummary(
-        name=entry.master_key,
-        kcv=entry.kcv,
-        epoch=entry.epoch,
-        protections=tuple(
-            ProtectionSummary(
-                purpose=manifest.purpose,
-                status=found.status,
-                epoch=manifest.epoch,
-                mode=manifest.mode,
-                threshold=manifest.threshold,
-                count=manifest.count,
-                manifest=found.signed.digest,
-            )
-            for found, manifest in ours
-        ),
-        stops=sum(stop.lifted_at is None for stop in stops),
+def _overview(known: MasterKeyRecord, state: LedgerState) -> MasterKeyOverview:
+    name = known.master_key
+    protections = tuple(
+        ProtectionOverview(
+            purpose=one.said.purpose,
+            status=one.status,
+            epoch=one.said.epoch,
+            mode=one.said.mode,
+            threshold=one.said.threshold,
+            count=one.said.count,
+            manifest=one.said.digest,
+        )
+        for one in state.protections.values()
+        if one.master_key == name
     )
+    stops = sum(stop.master_key == name and stop.lifted_at is None for stop in state.stops.values())
+    return MasterKeyOverview(name=name, kcv=known.kcv, epoch=known.epoch, protections=protections, stops=stops)

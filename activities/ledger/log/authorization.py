@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from activities.ledger.log.events import ProtectionDestroyed, ProtectionRetired, StopsLifted, wrong
 from activities.ledger.log.records import EventRecord
-from activities.ledger.log.signed import Evidence
+from activities.ledger.log.signed import VerifiedSignatures
 from activities.ledger.log.state import ProtectionPast, StopPast
 from workflows.contracts.trust.authority import check_protect, check_reshard
 from workflows.contracts.trust.canonical import Signed
@@ -39,17 +39,17 @@ def as_of(chain: RosterChain, version: str) -> RosterChain:
 
 
 @dataclass(frozen=True)
-class Warrants:
+class Authorization:
     """Judges what was done by what was signed.
 
     Attributes:
         chain: the verified roster.
-        evidence: plans and approvals, their signatures verified.
+        signatures: plans and approvals, their signatures verified.
         manifests: signed, by digest: what was ever committed.
     """
 
     chain: RosterChain
-    evidence: Evidence
+    signatures: VerifiedSignatures
     manifests: Mapping[str, Signed]
 
     def check_protection(self, manifest: Manifest, past: ProtectionPast) -> None:
@@ -60,7 +60,7 @@ class Warrants:
         Raises:
             ApprovalInvalid, PlanInvalid, ManifestInvalid, RosterInvalid: it had not.
         """
-        plan, given = self.evidence.plans.get(manifest.plan), self.evidence.approvals.get(manifest.ceremony, {})
+        plan, given = self.signatures.plans.get(manifest.plan), self.signatures.approvals.get(manifest.ceremony, {})
         if plan is None:
             raise ApprovalInvalid(f"plan {manifest.plan} is not in the event log")
         for entry in manifest.authority:
@@ -101,13 +101,13 @@ class Warrants:
         Raises:
             BundleInvalid: there was none.
         """
-        plans = [plan for plan in self.evidence.plans.values() if plan.ceremony == event.ceremony]
+        plans = [plan for plan in self.signatures.plans.values() if plan.ceremony == event.ceremony]
         if not any(_orders(plan, event, body) and self._stood(plan, event, body) for plan in plans):
             raise wrong(event, "no quorum had ordered it")
 
     def _stood(self, plan: Plan, event: EventRecord, body: StopsLifted | ProtectionRetired) -> bool:
         source = None if isinstance(body, StopsLifted) else self.manifests.get(body.digest)
-        decisions = self.evidence.approvals.get(event.ceremony, {}).values()
+        decisions = self.signatures.approvals.get(event.ceremony, {}).values()
         approvals = [(approval, signed) for approval, signed in decisions if approval.plan_digest == plan.digest]
         for moment in sorted({approval.issued for approval, _ in approvals}):
             standing = [s for a, s in approvals if a.issued <= moment + CLOCK_SKEW and moment <= a.expires]

@@ -54,7 +54,7 @@ _LONG = 200
 
 
 @dataclass(frozen=True)
-class Line:
+class RenderedEvent:
     """An event in words.
 
     Attributes:
@@ -68,7 +68,7 @@ class Line:
     words: str
 
 
-def tell(event: EventRecord, chain: RosterChain) -> Line:
+def describe_event(event: EventRecord, chain: RosterChain) -> RenderedEvent:
     """An event in words; one that cannot be read says so."""
     who: list[str] = []
     documents: list[Document] = []
@@ -82,7 +82,7 @@ def tell(event: EventRecord, chain: RosterChain) -> Line:
         words = _own(event) or _theirs(event, documents)
     except (BundleInvalid, PlanInvalid, ApprovalInvalid) as error:
         who, words = who or [UNVERIFIED], f"cannot be read: {error.message}"
-    return Line(event, tuple(dict.fromkeys(who)), words)
+    return RenderedEvent(event, tuple(dict.fromkeys(who)), words)
 
 
 def name_of(key: str, chain: RosterChain) -> str:
@@ -193,4 +193,4 @@ _SIGNED: dict[type[Document], Callable[[Any], str]] = {
     Stop: _stopped,
 }
 
-__all__ = ["UNVERIFIED", "Line", "name_of", "tell"]
+__all__ = ["UNVERIFIED", "RenderedEvent", "describe_event", "name_of"]

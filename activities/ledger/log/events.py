@@ -22,9 +22,15 @@ OWN = "ledger:"
 
 
 class LedgerEvent(Part):
-    """Base of all: what one says is its body."""
+    """Base of all: what one says is its body.
+
+    Attributes:
+        TYPE: its name in the log.
+        ABOUT: the attribute that tells it from others of its type in the same ceremony, if there can be more than one.
+    """
 
     TYPE: ClassVar[str]
+    ABOUT: ClassVar[str] = ""
 
     @classmethod
     def of(cls, source: object, **more: Any) -> Self:
@@ -32,14 +38,9 @@ class LedgerEvent(Part):
         return cls(**{name: getattr(source, name) for name in cls.model_fields if name not in more}, **more)
 
     @property
-    def about(self) -> str:
-        """What tells it from others of its type in the same ceremony; empty where there is only one."""
-        return ""
-
-    @property
     def key(self) -> str:
         """What makes it the only one of its kind in its ceremony, so that to write it again is harmless."""
-        return self.key_of(self.about)
+        return self.key_of(str(getattr(self, self.ABOUT)) if self.ABOUT else "")
 
     @classmethod
     def key_of(cls, about: str = "") -> str:
@@ -51,14 +52,10 @@ class RosterSeen(LedgerEvent):
     """The first ceremony that began under a roster version found it."""
 
     TYPE: ClassVar[str] = "roster-seen"
+    ABOUT: ClassVar[str] = "digest"
 
     number: int
     digest: Digest
-
-    @property
-    def about(self) -> str:
-        """The version's digest."""
-        return self.digest
 
 
 class CeremonyOpened(LedgerEvent):
@@ -87,13 +84,14 @@ class PlanProposed(LedgerEvent):
     """A plan is put to its custodians."""
 
     TYPE: ClassVar[str] = "plan-made"
+    ABOUT: ClassVar[str] = "digest"
 
     plan: Text
     deadline: Time | None
 
     @property
-    def about(self) -> str:
-        """The plan's digest."""
+    def digest(self) -> str:
+        """SHA-256 of the plan."""
         return digest(self.plan.encode())
 
 
@@ -110,6 +108,7 @@ class ProtectionStaged(LedgerEvent):
     """A protection is stored, and serves nobody yet."""
 
     TYPE: ClassVar[str] = "protection-staged"
+    ABOUT: ClassVar[str] = "attempt"
 
     protection: Text
     attempt: int
@@ -121,11 +120,6 @@ class ProtectionStaged(LedgerEvent):
     epoch: int
     kcv: Check
     predecessor: Digest | None
-
-    @property
-    def about(self) -> str:
-        """The attempt's number."""
-        return str(self.attempt)
 
 
 class ProtectionCommitted(ProtectionStaged):
@@ -148,12 +142,13 @@ class StagedDiscarded(LedgerEvent):
     """What a ceremony had staged, and did not commit, was deleted."""
 
     TYPE: ClassVar[str] = "staged-discarded"
+    ABOUT: ClassVar[str] = "digest"
 
     discarded: tuple[Digest, ...]
 
     @property
-    def about(self) -> str:
-        """The digest of the body: what was staged can be discarded in parts."""
+    def digest(self) -> str:
+        """SHA-256 of the body: what was staged can be discarded in parts."""
         return digest(canonical_json(self.model_dump()))
 
 
@@ -161,15 +156,11 @@ class ProtectionRetired(LedgerEvent):
     """A protection was retired by order, without a successor."""
 
     TYPE: ClassVar[str] = "protection-retired"
+    ABOUT: ClassVar[str] = "digest"
 
     digest: Digest
     purpose: Purpose
     epoch: int
-
-    @property
-    def about(self) -> str:
-        """The manifest's digest."""
-        return self.digest
 
 
 class KeyVersion(Part):
@@ -199,11 +190,7 @@ class StopOrdered(Signed, LedgerEvent):
     """A custodian ordered to stop: the signed document itself."""
 
     TYPE: ClassVar[str] = "stop-ordered"
-
-    @property
-    def about(self) -> str:
-        """The document's digest."""
-        return self.digest
+    ABOUT: ClassVar[str] = "digest"
 
 
 class StopsLifted(LedgerEvent):
@@ -218,13 +205,9 @@ class HoldingBegan(LedgerEvent):
     """A recipient holds the MasterKey since an unseal; a workflow waits for a stop on their behalf."""
 
     TYPE: ClassVar[str] = "holding-began"
+    ABOUT: ClassVar[str] = "workflow_id"
 
     workflow_id: Text
-
-    @property
-    def about(self) -> str:
-        """The workflow."""
-        return self.workflow_id
 
 
 class HoldingEnded(HoldingBegan):
@@ -245,15 +228,11 @@ class BundleImported(LedgerEvent):
     """
 
     TYPE: ClassVar[str] = "bundle-imported"
+    ABOUT: ClassVar[str] = "bundle"
 
     bundle: Digest
     events: int
     approvals: tuple[Signed, ...]
-
-    @property
-    def about(self) -> str:
-        """The file's digest."""
-        return self.bundle
 
 
 _KINDS: dict[str, type[LedgerEvent]] = {

@@ -2,7 +2,7 @@
 
 Workflows verify a signed document before they record it under `document` and `signature`: one that does not verify
 was altered. What they record as it came (a delivery, which only its recipient needs to believe) may not verify,
-and nothing depends on it: that is a doubt, not a fault.
+and nothing depends on it: that is a warning, not a fault.
 """
 
 from __future__ import annotations
@@ -28,56 +28,56 @@ from workflows.contracts.trust.stop import Ended, Stop
 
 
 @dataclass
-class Evidence:
+class VerifiedSignatures:
     """Everything signed that the event log holds, each signature verified.
 
     Attributes:
         plans: by digest.
         approvals: by ceremony and digest, in the order in which they were recorded; rejections are not in it.
-        doubts: what does not verify, and need not.
+        warnings: what does not verify, and need not.
     """
 
     plans: dict[str, Plan] = field(default_factory=dict)
     approvals: dict[str, dict[str, tuple[Approval, Signed]]] = field(default_factory=dict)
-    doubts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
-def read_evidence(events: Iterable[EventRecord], chain: RosterChain) -> Evidence:
+def verify_signatures(events: Iterable[EventRecord], chain: RosterChain) -> VerifiedSignatures:
     """Verify every signature in an event log, by whoever was in the roster with that role at any time.
 
     Raises:
         BundleInvalid: naming the first event with a signature that does not verify.
     """
-    evidence = Evidence()
+    signatures = VerifiedSignatures()
     for event in events:
         try:
-            _read(event, chain, evidence)
+            _read(event, chain, signatures)
         except ApprovalInvalid as error:
             raise wrong(event, error.message) from None
-    return evidence
+    return signatures
 
 
-def _read(event: EventRecord, chain: RosterChain, evidence: Evidence) -> None:
+def _read(event: EventRecord, chain: RosterChain, signatures: VerifiedSignatures) -> None:
     body = read_object(event.body)
     if (signed := _signed(body, "document")) is not None:
         document = open_by_role(signed, chain)
         if (what := strange(document, event)) is not None:
             raise ApprovalInvalid(what)
         if isinstance(document, Approval) and document.decision == "approve":
-            evidence.approvals.setdefault(event.ceremony, {})[signed.digest] = (document, signed)
+            signatures.approvals.setdefault(event.ceremony, {})[signed.digest] = (document, signed)
     own = read_event(event)
     if isinstance(own, PlanProposed):
         plan = parse_plan(own.plan)
         if (plan.ceremony, plan.master_key) != (event.ceremony, event.master_key):
             raise ApprovalInvalid("the plan is of another ceremony")
-        evidence.plans.setdefault(plan.digest, plan)
+        signatures.plans.setdefault(plan.digest, plan)
     if isinstance(own, BundleImported):
         for approval in own.approvals:
             if not isinstance(open_by_role(approval, chain), ImportApproval):
                 raise ApprovalInvalid("the approval to import is something else")
     for came in _as_they_came(body):
-        if (doubt := _doubt(came, event, chain)) is not None:
-            evidence.doubts.append(f"event {event.seq} ({event.type}) {doubt}")
+        if (warning := _warning(came, event, chain)) is not None:
+            signatures.warnings.append(f"event {event.seq} ({event.type}) {warning}")
 
 
 def strange(document: Document, event: EventRecord) -> str | None:
@@ -97,7 +97,7 @@ def strange(document: Document, event: EventRecord) -> str | None:
     return None if about == event.master_key else f"the {document.TYPE} document is of another MasterKey"
 
 
-def _doubt(came: Signed, event: EventRecord, chain: RosterChain) -> str | None:
+def _warning(came: Signed, event: EventRecord, chain: RosterChain) -> str | None:
     try:
         document = open_by_role(came, chain)
     except ApprovalInvalid:

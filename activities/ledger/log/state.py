@@ -1,4 +1,4 @@
-"""What the event log tells: MasterKeys, protections and their statuses, stops and ceremonies, replayed from it.
+"""The log folded: MasterKeys, protections and their statuses, stops and ceremonies, as the events tell.
 
 The rows of the ledger say the same, or the ledger was altered. Only events whose keys begin with `ledger:` count
 here: no workflow can write those. The rules are those by which the ledger writes; a log that breaks one was never
@@ -28,7 +28,7 @@ from activities.ledger.log.events import (
     read_event,
     wrong,
 )
-from activities.ledger.log.records import CeremonyAction, EventRecord
+from activities.ledger.log.records import CeremonyAction, EventRecord, MasterKeyRecord
 from workflows.contracts.messages.ledger import Outcome
 from workflows.contracts.names import parts_of
 from workflows.contracts.trust.canonical import Signed
@@ -74,29 +74,19 @@ class StopPast:
     lifted_by: str | None = None
 
 
-@dataclass(frozen=True)
-class MasterKeyPast:
-    """A MasterKey, with the highest epoch that was committed."""
-
-    name: str
-    kcv: str
-    ceremony: str
-    created_at: datetime
-    epoch: int
-
-
 @dataclass
-class History:
+class LedgerState:
     """What came of all events.
 
     Attributes:
+        master_keys: by name.
         protections: the committed ones, by digest, in the order of their commits.
         rosters: digests of the roster versions under which ceremonies began.
         orders: for each retirement, destruction by order, and lift: its event and what it said.
     """
 
     ceremonies: dict[str, CeremonyPast] = field(default_factory=dict)
-    master_keys: dict[str, MasterKeyPast] = field(default_factory=dict)
+    master_keys: dict[str, MasterKeyRecord] = field(default_factory=dict)
     protections: dict[str, ProtectionPast] = field(default_factory=dict)
     stops: dict[str, StopPast] = field(default_factory=dict)
     rosters: list[str] = field(default_factory=list)
@@ -104,69 +94,69 @@ class History:
     staged: dict[str, tuple[str, ProtectionStaged]] = field(default_factory=dict)
 
 
-def replay(events: Iterable[EventRecord]) -> History:
+def fold(events: Iterable[EventRecord]) -> LedgerState:
     """What a log tells.
 
     Raises:
         BundleInvalid: naming the first event that no ledger would have written there.
     """
-    history = History()
+    state = LedgerState()
     for event in events:
         body = read_event(event)
         if body is not None:
-            _take(history, event, body)
-        past = history.ceremonies.get(event.ceremony)
+            _take(state, event, body)
+        past = state.ceremonies.get(event.ceremony)
         if past is not None and past.master_key != event.master_key:
             raise wrong(event, f"its ceremony is about {past.master_key}")
-    return history
+    return state
 
 
-def _take(history: History, event: EventRecord, body: LedgerEvent) -> None:
+def _take(state: LedgerState, event: EventRecord, body: LedgerEvent) -> None:
     match body:
         case CeremonyOpened():
-            if event.ceremony in history.ceremonies:
+            if event.ceremony in state.ceremonies:
                 raise wrong(event, "the ceremony was opened before")
             if parts_of(event.ceremony) not in (None, (event.master_key, body.opened.action)):
                 raise wrong(event, "the ceremony is about something else than its id says")
             opened = body.opened
-            history.ceremonies[event.ceremony] = CeremonyPast(event.ceremony, event.master_key, opened.action)
+            state.ceremonies[event.ceremony] = CeremonyPast(event.ceremony, event.master_key, opened.action)
         case RosterSeen():
-            history.rosters.append(body.digest)
+            state.rosters.append(body.digest)
         case PlanProposed():
-            _ceremony(history, event)
+            _ceremony(state, event)
         case StagedDiscarded():
-            _ceremony(history, event)
+            _ceremony(state, event)
             for digest in body.discarded:
-                history.staged.pop(digest, None)
+                state.staged.pop(digest, None)
         case CeremonyClosed():
-            past = _ceremony(history, event)
+            past = _ceremony(state, event)
             if past.outcome or not body.outcome:
                 raise wrong(event, "the ceremony was over before")
-            history.ceremonies[event.ceremony] = replace(past, outcome=body.outcome)
+            state.ceremonies[event.ceremony] = replace(past, outcome=body.outcome)
         case ProtectionCommitted():
-            _commit(history, event, body)
+            _commit(state, event, body)
         case ProtectionStaged():
-            _ceremony(history, event)
-            history.staged[body.digest] = (event.ceremony, body)
+            _ceremony(state, event)
+            state.staged[body.digest] = (event.ceremony, body)
         case ProtectionDestroyed():
-            _end(history, event, body, "retired", "destroyed")
+            _end(state, event, body, "retired", "destroyed")
         case ProtectionRetired():
-            _end(history, event, body, "active", "retired")
+            _end(state, event, body, "active", "retired")
         case StopOrdered():
-            if event.master_key not in history.master_keys or body.digest in history.stops:
+            if event.master_key not in state.master_keys or body.digest in state.stops:
                 raise wrong(event, "the stop is of no MasterKey, or was ordered before")
-            past = _ceremony(history, event)
-            history.stops[body.digest] = StopPast(event.master_key, past.ceremony, body, event.at)
+            past = _ceremony(state, event)
+            state.stops[body.digest] = StopPast(event.master_key, past.ceremony, body, event.at)
         case StopsLifted():
-            _lift(history, event, body)
+            _lift(state, event, body)
 
 
-def _commit(history: History, event: EventRecord, body: ProtectionCommitted) -> None:
-    past, staged = _ceremony(history, event), history.staged.get(body.digest)
+def _commit(state: LedgerState, event: EventRecord, body: ProtectionCommitted) -> None:
+    past, staged = _ceremony(state, event), state.staged.get(body.digest)
     same = ProtectionStaged.of(body)
-    if staged != (event.ceremony, same) or body.digest in history.protections:
+    if staged != (event.ceremony, same) or body.digest in state.protections:
         raise wrong(event, "it commits what was not staged")
-    known = history.master_keys.get(event.master_key)
+    known = state.master_keys.get(event.master_key)
     if (known is None) != (past.action == "init"):
         raise wrong(event, "only an init makes a MasterKey, and only once")
     if known is not None and (known.kcv != body.kcv or known.epoch >= body.epoch):
@@ -174,7 +164,7 @@ def _commit(history: History, event: EventRecord, body: ProtectionCommitted) -> 
     active = next(
         (
             found
-            for found in history.protections.values()
+            for found in state.protections.values()
             if (found.master_key, found.said.purpose, found.status) == (event.master_key, body.purpose, "active")
         ),
         None,
@@ -184,24 +174,29 @@ def _commit(history: History, event: EventRecord, body: ProtectionCommitted) -> 
         raise wrong(event, "it replaces another protection than the active one")
     if active is not None:
         ended = replace(active, status="retired", destroy_after=body.destroy_after)
-        history.protections[active.said.digest] = ended
+        state.protections[active.said.digest] = ended
     elif body.destroy_after is not None:
         raise wrong(event, "it says when to destroy what it does not replace")
-    history.protections[body.digest] = ProtectionPast(
+    state.protections[body.digest] = ProtectionPast(
         event.master_key, event.ceremony, same, event.at, destroys_after=body.destroy_after
     )
-    first = known or MasterKeyPast(event.master_key, body.kcv, event.ceremony, event.at, body.epoch)
-    history.master_keys[event.master_key] = replace(first, epoch=body.epoch)
+    state.master_keys[event.master_key] = MasterKeyRecord(
+        master_key=event.master_key,
+        kcv=body.kcv,
+        ceremony=known.ceremony if known else event.ceremony,
+        created_at=known.created_at if known else event.at,
+        epoch=body.epoch,
+    )
 
 
 def _end(
-    history: History,
+    state: LedgerState,
     event: EventRecord,
     body: ProtectionRetired,
     before: Literal["active", "retired"],
     after: Literal["retired", "destroyed"],
 ) -> None:
-    found = history.protections.get(body.digest)
+    found = state.protections.get(body.digest)
     if found is None or (found.status, found.master_key) != (before, event.master_key):
         raise wrong(event, f"the protection was not {before}")
     if (body.purpose, body.epoch) != (found.said.purpose, found.said.epoch):
@@ -210,26 +205,26 @@ def _end(
         if body.scheduled is None or body.scheduled != found.destroy_after or event.at < body.scheduled:
             raise wrong(event, "it was neither ordered nor due")
     else:
-        _ceremony(history, event)
-        history.orders.append((event, body))
-    history.protections[body.digest] = replace(found, status=after)
+        _ceremony(state, event)
+        state.orders.append((event, body))
+    state.protections[body.digest] = replace(found, status=after)
 
 
-def _lift(history: History, event: EventRecord, body: StopsLifted) -> None:
-    _ceremony(history, event)
+def _lift(state: LedgerState, event: EventRecord, body: StopsLifted) -> None:
+    _ceremony(state, event)
     for stop in body.stops:
-        found = history.stops.get(stop)
+        found = state.stops.get(stop)
         if found is None:
             continue  # Keystores remembered it, and that ledger did not; the quorum named it all the same.
         if found.master_key != event.master_key:
             raise wrong(event, "it lifts a stop of another MasterKey")
         if found.lifted_at is None:
-            history.stops[stop] = replace(found, lifted_at=event.at, lifted_by=event.ceremony)
-    history.orders.append((event, body))
+            state.stops[stop] = replace(found, lifted_at=event.at, lifted_by=event.ceremony)
+    state.orders.append((event, body))
 
 
-def _ceremony(history: History, event: EventRecord) -> CeremonyPast:
-    past = history.ceremonies.get(event.ceremony)
+def _ceremony(state: LedgerState, event: EventRecord) -> CeremonyPast:
+    past = state.ceremonies.get(event.ceremony)
     if past is None or past.master_key != event.master_key:
         raise wrong(event, "its ceremony was not opened, or is of another MasterKey")
     if past.outcome and event.type != "staged-discarded":
