@@ -16,7 +16,7 @@ from temporalio import activity
 from activities.ledger.bundle.export import export
 from activities.ledger.bundle.places import Place, file_name, write_everywhere
 from activities.ledger.log.records import CeremonyRecord, ProtectionRecord, ShardRecord
-from activities.ledger.store.begin import as_signed, begin
+from activities.ledger.store.begin import begin
 from activities.ledger.store.ledger import Ledger
 from activities.roster import RosterSource
 from workflows.calls.failures import as_failure
@@ -205,7 +205,7 @@ class LedgerActivities:
             ended=request.ended,
             over=request.state == "ended",
         )
-        return HoldingRecorded(stops=tuple(as_signed(stop) for stop in stops))
+        return HoldingRecorded(stops=tuple(stop.signed for stop in stops))
 
     @activity.defn(name=names.EXPORT_BUNDLE)
     @_translated
@@ -260,13 +260,13 @@ class LedgerActivities:
         report = Report(
             protections=tuple(
                 ProtectionSummary(
-                    manifest=as_signed(record),
+                    manifest=record.signed,
                     status=record.status,
                     destroy_after=format_time(record.destroy_after) if record.destroy_after else None,
                 )
                 for record in protections
             ),
-            stops=tuple(as_signed(stop) for stop in self._ledger.stops_in_force() if stop.master_key in wanted),
+            stops=tuple(stop.signed for stop in self._ledger.stops_in_force() if stop.master_key in wanted),
         )
         if request.kind == "protection":
             return report

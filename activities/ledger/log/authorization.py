@@ -27,6 +27,9 @@ from workflows.contracts.trust.validity import CLOCK_SKEW
 
 _ACTIONS = {StopsLifted.TYPE: "lift", ProtectionRetired.TYPE: "retire", ProtectionDestroyed.TYPE: "destroy"}
 
+_OF_PLAN = ("master_key", "ceremony", "governance_quorum", "strongroom")
+_OF_TARGET = ("purpose", "mode", "epoch", "threshold", "predecessor")
+
 
 def as_of(chain: RosterChain, version: str) -> RosterChain:
     """The roster as it was when this version was the newest.
@@ -74,7 +77,7 @@ class Authorization:
             raise ApprovalInvalid(f"manifest {plan.source.manifest}, from which it was made, is not in the bundle")
         else:
             check_reshard(then, authority, source, manifest.created)
-        if _planned(plan) != _made(manifest):
+        if not _as_approved(plan, manifest):
             raise ApprovalInvalid("the protection is not what was approved")
         hours = plan.target.retention_hours if plan.target and manifest.predecessor else None
         if past.destroys_after != (None if hours is None else past.committed + timedelta(hours=hours)):
@@ -131,33 +134,13 @@ def _authority(plan: Plan, *approvals: Signed) -> Authority:
     return Authority(plan=plan.canonical().decode(), approvals=approvals)
 
 
-def _planned(plan: Plan) -> tuple[object, ...]:
+def _as_approved(plan: Plan, manifest: Manifest) -> bool:
+    """Whether a manifest describes what its plan asks for."""
     target = plan.target
-    assert target is not None  # noqa: S101 - check_protect refuses a plan without one
     return (
-        plan.master_key,
-        plan.ceremony,
-        plan.governance_quorum,
-        plan.strongroom,
-        target.purpose,
-        target.mode,
-        target.epoch,
-        target.threshold,
-        target.predecessor,
-        tuple((shard.index, shard.keystore, shard.key_id, shard.custodians) for shard in target.shards),
-    )
-
-
-def _made(manifest: Manifest) -> tuple[object, ...]:
-    return (
-        manifest.master_key,
-        manifest.ceremony,
-        manifest.governance_quorum,
-        manifest.strongroom,
-        manifest.purpose,
-        manifest.mode,
-        manifest.epoch,
-        manifest.threshold,
-        manifest.predecessor,
-        tuple((s.binding.index, s.binding.keystore, s.binding.key_id, s.custodians) for s in manifest.shards),
+        target is not None
+        and all(getattr(plan, name) == getattr(manifest, name) for name in _OF_PLAN)
+        and all(getattr(target, name) == getattr(manifest, name) for name in _OF_TARGET)
+        and [(s.index, s.keystore, s.key_id, s.custodians) for s in target.shards]
+        == [(s.binding.index, s.binding.keystore, s.binding.key_id, s.custodians) for s in manifest.shards]
     )

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, StringConstraints, ValidationError
 
 from workflows.contracts.messages.ledger import Outcome
-from workflows.contracts.trust.canonical import Base64, Digest, Message, Name, Time, canonical_json, digest
+from workflows.contracts.trust.canonical import Base64, Digest, Message, Name, Signed, Time, canonical_json, digest
 from workflows.contracts.trust.errors import LedgerCorrupt
 from workflows.contracts.trust.fields import Action
 
@@ -102,6 +102,11 @@ class ProtectionRecord(Message):
     shards: tuple[ShardRecord, ...]
     status: Status = "staged"
     destroy_after: Time | None = None
+
+    @property
+    def signed(self) -> Signed:
+        """The manifest with its signature."""
+        return Signed(document=self.manifest, signature=self.signature)
 
     def verify(self) -> None:
         """Check what can be checked without opening the manifest.
@@ -193,6 +198,11 @@ class StopRecord(Message):
     ordered_at: Time
     lifted_at: Time | None = None
     lifted_by: Id | None = None
+
+    @property
+    def signed(self) -> Signed:
+        """The order with its signature."""
+        return Signed(document=self.document, signature=self.signature)
 
 
 class EventRecord(Message):

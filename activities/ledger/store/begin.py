@@ -60,7 +60,7 @@ def begin(ledger: Ledger, chain: RosterChain, request: BeginCeremony) -> Begun:
         protection=_asked_for(ledger, request),
         active=tuple(stored(record) for record in active),
         next_epoch=known.epoch + 1 if known else 1,
-        stops=tuple(as_signed(stop) for stop in in_force) if action == "lift" else (),
+        stops=tuple(stop.signed for stop in in_force) if action == "lift" else (),
         releases=tuple(ledger.releases(master_key)) if action == "seal" else (),
         proofs=ledger.read(lambda session: _last_proofs(session, master_key, active)) if action in _WITH_PROOFS else (),
     )
@@ -98,16 +98,10 @@ def _last_proofs(session: Session, master_key: str, protections: list[Protection
     return tuple(sorted(found, key=lambda proof: (proof.manifest, proof.index)))
 
 
-def as_signed(record: ProtectionRecord | StopRecord) -> Signed:
-    """The signed document of a record."""
-    text = record.manifest if isinstance(record, ProtectionRecord) else record.document
-    return Signed(document=text, signature=record.signature)
-
-
 def stored(record: ProtectionRecord) -> StoredProtection:
     """A protection as it travels."""
     rows = tuple(StoredShard.model_validate(row.model_dump()) for row in record.shards)
-    return StoredProtection(manifest=as_signed(record), shards=rows)
+    return StoredProtection(manifest=record.signed, shards=rows)
 
 
 def _order(ledger: Ledger, roster: Roster, request: BeginCeremony, signed: Signed) -> None:
