@@ -167,3 +167,17 @@ def test_the_rooms_that_hold_keys_import_no_sdk_no_database_and_no_network(room:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             assert not {name.split(".")[0] for name in names} & forbidden, path
+
+
+_PAGES = ("README.md", "*/README.md", "*/*/README.md", "deploy/runbooks/*.md")
+PAGES = sorted({page for pattern in _PAGES for page in ROOT.glob(pattern) if ".venv" not in page.parts})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_and_every_test_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    files = re.findall(r"`((?:workflows|activities|workers|tests|deploy)/[\w./*-]+)`", text)
+    files += [str((page.parent / link).resolve().relative_to(ROOT)) for link in re.findall(r"\]\(([\w./-]+)\)", text)]
+    assert [name for name in files if not list(ROOT.glob(name))] == []
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name in re.findall(r"`(test_\w+)`", text) if f"def {name}(" not in tests] == []

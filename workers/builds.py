@@ -95,7 +95,7 @@ class Build:
 
 
 @dataclass(frozen=True)
-class Release:
+class Promotion:
     """What a starting orchestrator does with its build.
 
     Attributes:
@@ -109,7 +109,7 @@ class Release:
     ramp: float | None = None
 
 
-NEW_BUILDS = Release()
+NEW_BUILDS = Promotion()
 """A build becomes current when it is new to the server."""
 
 _STATES = {
@@ -172,7 +172,7 @@ async def check_unversioned(client: Client) -> list[Build]:
     return known
 
 
-async def release(client: Client, how: Release, before: Sequence[Build]) -> str:
+async def release(client: Client, how: Promotion, before: Sequence[Build]) -> str:
     """Do with this build what was asked for; its worker polls already.
 
     Args:

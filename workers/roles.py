@@ -36,7 +36,7 @@ from activities.roster import HostTerms
 from activities.strongroom.activities import TARGET as STRONGROOM_TARGET
 from activities.strongroom.activities import StrongroomActivities
 from workers import builds
-from workers.builds import NEW_BUILDS, Release
+from workers.builds import NEW_BUILDS, Promotion
 from workers.client import running, upkeep
 from workers.config import Configuration
 from workers.connection import connect
@@ -81,7 +81,7 @@ class Role:
             yield
 
 
-async def run_orchestrator(configuration: Configuration, how: Release = NEW_BUILDS) -> None:
+async def run_orchestrator(configuration: Configuration, how: Promotion = NEW_BUILDS) -> None:
     """Workflows and the ledger. Has the database, and no credentials of any keystore.
 
     Args:
@@ -106,7 +106,7 @@ async def run_keystores(configuration: Configuration, keystores: Sequence[str]) 
 
 @asynccontextmanager
 async def orchestrator(
-    configuration: Configuration, connecting: Connecting, how: Release = NEW_BUILDS
+    configuration: Configuration, connecting: Connecting, how: Promotion = NEW_BUILDS
 ) -> AsyncIterator[Role]:
     """The orchestrator; its configuration is checked before it connects."""
     # Here and not above: the other roles have no database, and need no library for one.
@@ -148,7 +148,7 @@ def orchestrator_worker(
     )
 
 
-async def _release(client: Client, how: Release, before: Sequence[builds.Build]) -> None:
+async def _release(client: Client, how: Promotion, before: Sequence[builds.Build]) -> None:
     if how.versioned:
         _log.info("%s", await builds.release(client, how, before))
     else:

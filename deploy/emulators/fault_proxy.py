@@ -122,7 +122,7 @@ class FaultProxy:
         self.upstream = urlsplit(upstream)
         self.tls = tls
         self.closing = threading.Event()
-        handler = type("Handler", (_Handler,), {"proxy": self})
+        handler = type("Handler", (_ProxyHandler,), {"proxy": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
@@ -149,7 +149,7 @@ class FaultProxy:
         return http.client.HTTPConnection(host, port, timeout=60)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _ProxyHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     proxy: ClassVar[FaultProxy]
 

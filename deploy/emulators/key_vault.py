@@ -44,7 +44,7 @@ _ROUTE = re.compile(
 )
 
 
-class KeyVault:
+class KeyVaultState:
     """The protocol, without the network: a request's parts in, status and JSON out."""
 
     def __init__(self, base_url: str, token: str, flavour: Flavour, state: Path | None = None) -> None:
@@ -98,9 +98,9 @@ class KeyVault:
         raise Refused(405, "MethodNotAllowed", "The stand-in does not know this operation.")
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _VaultHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    vault: ClassVar[KeyVault]
+    vault: ClassVar[KeyVaultState]
 
     def _serve(self) -> None:
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -175,9 +175,9 @@ def write_private(path: Path, data: bytes) -> Path:
     return path
 
 
-def serve(port: int, tls: ssl.SSLContext, vault: KeyVault) -> ThreadingHTTPServer:
+def serve(port: int, tls: ssl.SSLContext, vault: KeyVaultState) -> ThreadingHTTPServer:
     """A server on 127.0.0.1, listening; call `serve_forever` on it."""
-    server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"vault": vault}))
+    server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_VaultHandler,), {"vault": vault}))
     server.daemon_threads = True
     # The handshake is left to each connection's own thread: a client that is silent delays no other.
     server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
@@ -199,7 +199,7 @@ def main() -> None:
     if not token.exists():
         write_private(token, secrets.token_hex(32).encode())
     url = (arguments.vault_url or f"https://127.0.0.1:{arguments.port}").rstrip("/").lower()
-    vault = KeyVault(url, token.read_text(encoding="ascii").strip(), arguments.flavour, arguments.state)
+    vault = KeyVaultState(url, token.read_text(encoding="ascii").strip(), arguments.flavour, arguments.state)
     serve(arguments.port, certificate_for_localhost(folder), vault).serve_forever()
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from workers.builds import Release
+from workers.builds import Promotion
 from workers.cli.lazy import group_of
 from workers.output import OPTIONS, run
 from workers.roles import run_keystores, run_orchestrator, run_strongroom
@@ -44,7 +44,7 @@ def orchestrator(
     """Workflows and the ledger: has the database, and no credentials."""
     if unversioned and (promote is not None or ramp is not None):
         raise typer.BadParameter("--unversioned goes with neither --promote nor --ramp")
-    how = Release(versioned=not unversioned, promote=promote, ramp=ramp)
+    how = Promotion(versioned=not unversioned, promote=promote, ramp=ramp)
     run(run_orchestrator(OPTIONS.load(), how))
 
 
