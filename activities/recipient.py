@@ -19,12 +19,11 @@ from workflows.contracts.messages.strongroom import Delivered
 from workflows.contracts.trust.authority import check_manifest
 from workflows.contracts.trust.canonical import Message, Signed, decode64, digest, seconds
 from workflows.contracts.trust.chain import RosterChain
-from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, ManifestInvalid
+from workflows.contracts.trust.errors import AnswerInvalid, CiphertextInvalid, ManifestInvalid
 from workflows.contracts.trust.fields import SUITE
 from workflows.contracts.trust.plan import RecipientRequest
 from workflows.contracts.trust.protection import Manifest
 from workflows.contracts.trust.session import Delivery, delivery_info
-from workflows.contracts.trust.signatures import open_signed
 from workflows.contracts.trust.stop import Ended
 from workflows.contracts.trust.validity import CLOCK_SKEW, MAXIMUM_CEREMONY
 
@@ -143,17 +142,16 @@ def open_delivery(
         ApprovalInvalid: not signed by the strongroom that was asked, or for another request.
         CiphertextInvalid: it does not open, or is not the key whose KCV is pinned.
     """
-    delivery, signer = open_signed(Delivery, delivered.delivery)
-    strongroom = chain.current.strongroom(signer)
-    if strongroom is None or signer != request.strongroom or delivery.strongroom != signer:
-        raise ApprovalInvalid("the delivery is not signed by the strongroom that was asked", subject=signer)
+    delivery, _ = chain.current.open(Delivery, delivered.delivery)
+    if delivery.strongroom != request.strongroom:
+        raise AnswerInvalid("the delivery is not signed by the strongroom that was asked", subject=request.strongroom)
     ciphertext = decode64(delivered.ciphertext)
     said = (delivery.master_key, delivery.ceremony, delivery.request, delivery.manifest, delivery.recipient_key)
     wanted = (request.master_key, request.ceremony, request.digest, request.manifest, request.hpke_key)
     if said != wanted or delivery.ciphertext_hash != digest(ciphertext):
-        raise ApprovalInvalid("the delivery answers another request")
+        raise AnswerInvalid("the delivery answers another request")
     if delivery.time < request.issued - CLOCK_SKEW or now - delivery.time > MAXIMUM_CEREMONY:
-        raise ApprovalInvalid("the delivery is older than the request")
+        raise AnswerInvalid("the delivery is older than the request")
     if not equal(delivery.kcv, kcv):
         raise CiphertextInvalid("the delivery is of another key than the pinned one")
     master_key = key.open(ciphertext, delivery_info(delivery.request, delivery.manifest, delivery.kcv))

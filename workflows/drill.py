@@ -112,7 +112,7 @@ class DrillWorkflow(Contributing):
             self.progress(row.keystore, "failed", error)
             if offline and isinstance(error, KeystoreUnavailable):
                 return _health(row, opens=True, offline=True, proven=proven, detail=error.diagnostics)
-            return _health(row, opens=False, error=type(error).__name__, detail=error.diagnostics, proven=proven)
+            return _health(row, opens=False, error=error.failure_type, detail=error.diagnostics, proven=proven)
         self.progress(row.keystore, "answered")
         return _health(row, opens=True, proven=self.now())
 

@@ -22,8 +22,8 @@ from workflows.contracts.messages.requests import ChangedPlan, RecoverRequest
 from workflows.contracts.messages.results import ReshardResult
 from workflows.contracts.messages.status import KeystoreHealth
 from workflows.contracts.trust.errors import (
-    ApprovalInvalid,
     CeremonyEnded,
+    DocumentInvalid,
     KeystoreUnavailable,
     MasterKeyError,
     NotKnown,
@@ -232,7 +232,7 @@ class _AnotherPlan(Exception):
 def _as_changed_plan(value: Any, extra: tuple[Any, ...]) -> ChangedPlan:
     try:
         if extra:
-            raise ApprovalInvalid("one plan is expected, not several values")
+            raise DocumentInvalid("one plan is expected, not several values")
         requested = ChangedPlan.model_validate(value)
         if not requested.model_fields_set:
             raise PlanInvalid(_NO_PLAN)

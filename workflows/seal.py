@@ -24,9 +24,8 @@ from workflows.contracts.messages.ledger import HoldingRecorded, RecordHolding
 from workflows.contracts.messages.requests import HoldRequest, SealRequest
 from workflows.contracts.messages.results import HolderTold, HoldResult, SealResult
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.errors import ApprovalInvalid, MasterKeyError
+from workflows.contracts.trust.errors import AuthorityInvalid, DocumentInvalid, MasterKeyError
 from workflows.contracts.trust.roster import Roster
-from workflows.contracts.trust.signatures import open_signed
 from workflows.contracts.trust.stop import Ended, check_stop
 from workflows.steps.ceremony import Ceremony
 from workflows.steps.notify import notify_keystores, record_notified
@@ -50,7 +49,7 @@ class SealWorkflow(Ceremony):
         """A running unseal, or a recipient's program, has ended; anything else is counted and ignored."""
         known = isinstance(ended, dict) and isinstance(ended.get("workflow"), str)
         if not known or len(self._acknowledged) >= _MOST_ACKNOWLEDGEMENTS:
-            self.refuse_message(ApprovalInvalid("an acknowledgement names the workflow that ended"))
+            self.refuse_message(DocumentInvalid("an acknowledgement names the workflow that ended"))
             return
         self._acknowledged[ended["workflow"]] = ended
         self.changed()
@@ -65,7 +64,9 @@ class SealWorkflow(Ceremony):
         begun, roster = await self.begin(stop=request.stop)
         stop, who = check_stop(roster, request.stop, self.now())
         if (stop.master_key, stop.ceremony) != (self.master_key, self.ceremony):
-            raise ApprovalInvalid("the stop is of another MasterKey or ceremony")
+            raise AuthorityInvalid(
+                "the stop is of another MasterKey or ceremony", next_step="order it again with `masterkey seal`"
+            )
         await self.enter("stopping")
         within, digest = timedelta(seconds=request.patience_seconds), request.stop.digest
         stopped = asyncio.create_task(self._stop_holders(begun.releases, roster, within))
@@ -118,19 +119,17 @@ class SealWorkflow(Ceremony):
             return HolderTold(workflow=workflow_id, state="ended")
         try:
             signed = Signed.model_validate(self._acknowledged[workflow_id].get("ended"))
-            ended, signer = open_signed(Ended, signed)
-            recipient = roster.recipient(signer)
+            ended, recipient = roster.open(Ended, signed)
             ours = (names.held_since(workflow_id), self.master_key)
-            enrolled = recipient is not None and self.master_key in recipient.master_keys
-            if recipient is None or not enrolled or ours != (ended.ceremony, ended.master_key):
-                raise ApprovalInvalid("the acknowledgement is not that recipient's")
+            if not roster.receives(recipient, self.master_key) or ours != (ended.ceremony, ended.master_key):
+                raise AuthorityInvalid("the acknowledgement is not that recipient's")
             if ended.stop != self._request.stop.digest:
-                raise ApprovalInvalid("the acknowledgement is of another stop")
+                raise AuthorityInvalid("the acknowledgement is of another stop")
         except (MasterKeyError, ValidationError) as error:
             reason = error.message if isinstance(error, MasterKeyError) else "the acknowledgement is not signed"
             return HolderTold(workflow=workflow_id, state="refused", detail=reason)
         self.signed(f"ended.{signed.digest[7:19]}", "holder-ended", signed)
-        return HolderTold(workflow=workflow_id, state="ended", detail=recipient.name)
+        return HolderTold(workflow=workflow_id, state="ended", detail=recipient)
 
 
 @workflow.defn

@@ -14,7 +14,7 @@ from workflows.contracts.messages.requests import UnsealRequest
 from workflows.contracts.messages.results import UnsealResult
 from workflows.contracts.messages.strongroom import Delivered, Release, SessionOpened
 from workflows.contracts.trust.authority import check_request
-from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.errors import ApprovalInvalid, AuthorityInvalid
 from workflows.contracts.trust.plan import Plan, PlanRecipient, RecipientRequest
 from workflows.contracts.trust.roster import Roster
 from workflows.steps.open import Opening
@@ -46,7 +46,9 @@ class UnsealWorkflow(Stoppable, Opening):
         begun, roster = await self.begin(wanted.manifest, self._request.request)
         self.know_roster(roster)
         if begun.protection is None:
-            raise ApprovalInvalid("the ledger gave no protection to open")
+            raise AuthorityInvalid(
+                "the ledger gave no protection to open", next_step="compare the ledger with a bundle"
+            )
         source = StoredManifest.read(begun.protection)
         manifest = source.manifest
         plan, recipient = self._plan(source, wanted, roster)
@@ -57,7 +59,10 @@ class UnsealWorkflow(Stoppable, Opening):
             await self.ask(quorum)
         strongroom = roster.strongroom(plan.strongroom)
         if strongroom is None:
-            raise ApprovalInvalid("the request names a strongroom that is not in the roster")
+            raise AuthorityInvalid(
+                "the request names a strongroom that is not in the roster",
+                next_step="ask again: `masterkey unseal` names one of the current roster",
+            )
         # Where no human is asked, nothing but the keystores themselves can change their answer.
         self.gives_up = manifest.mode == "seal"
         delivered = await self.open_until_done(
@@ -85,7 +90,11 @@ class UnsealWorkflow(Stoppable, Opening):
     def _plan(self, source: StoredManifest, wanted: RecipientRequest, roster: Roster) -> tuple[Plan, str]:
         recipient = roster.recipient(wanted.recipient)
         if recipient is None:
-            raise ApprovalInvalid(f"the key {wanted.recipient} is no recipient's in the roster")
+            raise ApprovalInvalid(
+                f"the key {wanted.recipient} is no recipient's in the roster",
+                next_step="enrol it with `masterkey roster propose`",
+                subject=wanted.recipient,
+            )
         to = PlanRecipient(name=recipient.name, fingerprint=recipient.fingerprint, hpke_key=wanted.hpke_key)
         plan = make_plan(
             self,

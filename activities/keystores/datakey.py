@@ -39,7 +39,12 @@ from workflows.contracts.trust.authority import (
     check_reshard,
 )
 from workflows.contracts.trust.canonical import Message, Signed, decode64, digest, encode64, seconds
-from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, KeyNotFound, ManifestInvalid
+from workflows.contracts.trust.errors import (
+    AuthorityInvalid,
+    CiphertextInvalid,
+    KeyNotFound,
+    ManifestInvalid,
+)
 from workflows.contracts.trust.fields import Work
 from workflows.contracts.trust.keystore import CheckResponse, KeyDescription
 from workflows.contracts.trust.plan import parse_plan
@@ -91,7 +96,7 @@ def generate(call: CallContext, request: GenerateDataKey, now: datetime) -> DekA
     session = check_session(call.chain, request.session, granted.plan, purpose, now)
     target = granted.plan.target
     if target is None or not 1 <= request.index <= target.count:
-        raise ApprovalInvalid("the plan has no such shard")
+        raise AuthorityInvalid("the plan has no such shard")
     context = context_for(session, granted.plan, target, request.index)
     _check_place(call, context)
     state = call.state.read()
@@ -185,9 +190,9 @@ def _own_shard(call: CallContext, manifest: Manifest, index: int) -> ManifestSha
 
 def _check_place(call: CallContext, context: KeystoreContext) -> None:
     if context.keystore != call.terms.name:
-        raise ApprovalInvalid(f"shard {context.index} does not lie in {call.terms.name}")
+        raise AuthorityInvalid(f"shard {context.index} does not lie in {call.terms.name}")
     if context.mode not in call.terms.modes:
-        raise ApprovalInvalid(
+        raise AuthorityInvalid(
             f"{call.terms.name} does not serve {context.mode} protections",
             next_step=f"allow it with `modes` in this worker's configuration, or leave {call.terms.name} out",
             subject=call.terms.name,

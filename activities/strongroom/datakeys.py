@@ -11,12 +11,11 @@ from workflows.contracts.messages.protection import DekAnswer
 from workflows.contracts.trust.authority import Granted
 from workflows.contracts.trust.canonical import decode64, digest
 from workflows.contracts.trust.chain import RosterChain
-from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.errors import AnswerInvalid
 from workflows.contracts.trust.fields import Mechanism
 from workflows.contracts.trust.plan import Plan
 from workflows.contracts.trust.protection import KeystoreContext, ShardBinding
 from workflows.contracts.trust.session import DekResponse, SessionAnnouncement, dek_info
-from workflows.contracts.trust.signatures import open_signed
 from workflows.contracts.trust.validity import CLOCK_SKEW, SESSION_LIFETIME, check_time
 
 
@@ -41,17 +40,15 @@ def open_data_key(
         What the shard is bound to, the DEK (32 bytes), and how the keystore says that it wraps.
 
     Raises:
-        ApprovalInvalid: another signer, or made for something else.
+        DocumentInvalid, AnswerInvalid: another signer, or made for something else.
+        ApprovalInvalid: it is out of time.
         CiphertextInvalid: it does not open.
     """
-    response, signer = open_signed(DekResponse, answer.response)
-    worker = session.chain.current.keystore(context.keystore)
-    if worker is None or signer != worker.fingerprint:
-        raise ApprovalInvalid(f"the DEK for {context.keystore} is not signed by its worker", subject=context.keystore)
+    response, _ = session.chain.current.open(DekResponse, answer.response, of=context.keystore)
     ciphertext, wrapped_hash = decode64(answer.ciphertext), digest(decode64(answer.wrapped_dek))
     plan, ours = granted.plan, session.announcement
-    expected = (ours.purpose, plan.master_key, context.protection, context.index, context.keystore)
-    said = (response.purpose, response.master_key, response.protection, response.index, response.keystore)
+    expected = (ours.purpose, plan.master_key, context.protection, context.index)
+    said = (response.purpose, response.master_key, response.protection, response.index)
     bound = (
         context.key_id,
         context.context_hash,
@@ -69,7 +66,7 @@ def open_data_key(
         response.ciphertext_hash,
     )
     if said != expected or signed != bound:
-        raise ApprovalInvalid(f"the DEK from {context.keystore} was made for something else", subject=context.keystore)
+        raise AnswerInvalid(f"the DEK from {context.keystore} was made for something else", subject=context.keystore)
     check_time("the DEK", response.time, ours.expires, now, SESSION_LIFETIME + CLOCK_SKEW)
     binding = ShardBinding.model_validate(
         {**context.context_part(), "key_version": response.key_version, "wrapped_hash": wrapped_hash}

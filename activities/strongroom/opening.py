@@ -10,10 +10,9 @@ from activities.strongroom.datakeys import Session, open_data_key
 from workflows.contracts.messages.protection import DekAnswer, StoredProtection, StoredShard
 from workflows.contracts.trust.authority import Granted
 from workflows.contracts.trust.canonical import decode64, digest
-from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid
+from workflows.contracts.trust.errors import AuthorityInvalid, CiphertextInvalid
 from workflows.contracts.trust.protection import Manifest, ManifestShard
 from workflows.contracts.trust.session import DekResponse
-from workflows.contracts.trust.signatures import open_signed
 
 
 def open_protection(
@@ -46,9 +45,10 @@ def open_protection(
     rows = {row.index: row for row in protection.shards}
     described = {shard.binding.index: shard for shard in manifest.shards}
     for answer in deks:
-        index = open_signed(DekResponse, answer.response)[0].index
+        # Which shard it claims to be of: `open_data_key` verifies that.
+        index = DekResponse.parse(answer.response.document.encode()).index
         if index not in rows or index not in described or index in plaintexts:
-            raise ApprovalInvalid(f"the DEK for shard {index} belongs to no shard or came twice")
+            raise AuthorityInvalid(f"the DEK for shard {index} belongs to no shard or came twice")
         shard, row = described[index], rows[index]
         granted.check_custodian(shard)
         binding, dek, _ = open_data_key(session, granted, answer, shard.binding, now)
@@ -56,7 +56,7 @@ def open_protection(
             raise CiphertextInvalid(f"the DEK of shard {index} is another one", subject=binding.keystore)
         plaintexts[index] = _open_shard(row, dek, shard)
     if len(plaintexts) < manifest.threshold:
-        raise ApprovalInvalid(f"{len(plaintexts)} shards for a threshold of {manifest.threshold}")
+        raise AuthorityInvalid(f"{len(plaintexts)} shards for a threshold of {manifest.threshold}")
     chosen = [plaintexts[index] for index in sorted(plaintexts)][: manifest.threshold]
     master_key = chosen[0] if manifest.mode == "seal" else shamir.combine(chosen)
     if not envelope.equal(envelope.key_check_value(master_key, manifest.master_key), manifest.kcv):

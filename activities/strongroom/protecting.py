@@ -12,7 +12,7 @@ from activities.strongroom.datakeys import Session, open_data_key
 from workflows.contracts.messages.protection import DekAnswer, StoredProtection, StoredShard
 from workflows.contracts.trust.authority import Granted
 from workflows.contracts.trust.canonical import digest, encode64, seconds
-from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, ConfigurationInvalid
+from workflows.contracts.trust.errors import AuthorityInvalid, CiphertextInvalid, ConfigurationInvalid
 from workflows.contracts.trust.fields import Mechanism
 from workflows.contracts.trust.plan import Target
 from workflows.contracts.trust.protection import KeystoreContext, Manifest, ManifestShard, ShardBinding
@@ -69,7 +69,7 @@ def make_protection(
         if envelope.decrypt_shard(nonce, ciphertext, dek, binding) != plaintext:
             raise CiphertextInvalid(f"shard {binding.index} does not open to what was put in")
     if waiting:
-        raise ApprovalInvalid(f"{len(deks)} DEKs are more than {target.count} shards need")
+        raise AuthorityInvalid(f"{len(deks)} DEKs are more than {target.count} shards need")
     _prove_recombination(master_key, plaintexts, target)
     manifest = Manifest(
         master_key=granted.plan.master_key,
@@ -101,7 +101,7 @@ def _data_key(
     keystore = session.chain.current.keystore(context.keystore)
     if keystore is None or keystore.offline is None:
         if not waiting:
-            raise ApprovalInvalid(f"no DEK came for shard {context.index}", subject=context.keystore)
+            raise AuthorityInvalid(f"no DEK came for shard {context.index}", subject=context.keystore)
         answer = waiting.pop(0)
         binding, dek, mechanism = open_data_key(session, granted, answer, context, now)
         return binding, dek, answer.wrapped_dek, mechanism
@@ -115,7 +115,7 @@ def _data_key(
             subject=keystore.name,
         ) from None
     if context.key_id != keystore.offline_key_id:
-        raise ApprovalInvalid(f"the plan names another key of {context.keystore} than the roster does")
+        raise AuthorityInvalid(f"the plan names another key of {context.keystore} than the roster does")
     dek = os.urandom(envelope.DEK_BYTES)
     wrapped = wrap_dek(keystore.offline, dek, context.fields())
     binding = ShardBinding.model_validate(

@@ -25,7 +25,7 @@ from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.messages.strongroom import Delivered, Protect, Release, Reshard
 from workflows.contracts.trust.authority import Granted, check_protect, check_release, check_reshard
 from workflows.contracts.trust.canonical import Message, Signed, digest, encode64, seconds
-from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.errors import AuthorityInvalid
 from workflows.contracts.trust.fields import SUITE, Nonce, Work
 from workflows.contracts.trust.plan import parse_plan
 from workflows.contracts.trust.session import Delivery, SessionAnnouncement, delivery_info
@@ -60,7 +60,7 @@ def open_session(terms: SessionTerms, now: datetime) -> Session:
     chain, identity = terms.open()
     key, plan = hpke.PrivateKey(), parse_plan(terms.plan)
     if plan.strongroom != identity.fingerprint:
-        raise ApprovalInvalid("the plan names another strongroom")
+        raise AuthorityInvalid("the plan names another strongroom")
     announcement = SessionAnnouncement(
         session=terms.session,
         purpose=terms.purpose,
@@ -88,7 +88,7 @@ def protect(session: Session, work: Protect, now: datetime) -> StoredProtection:
     """
     granted = _granted(session, "protect", check_protect(session.chain, work.authority, now))
     if granted.plan.action != "init":
-        raise ApprovalInvalid("a new MasterKey is drawn only at its creation")
+        raise AuthorityInvalid("a new MasterKey is drawn only at its creation")
     master_key = secrets.token_bytes(envelope.MASTER_KEY_BYTES)
     return make_protection(session, granted, master_key, work.deks, now)
 
@@ -147,7 +147,7 @@ WORK: Mapping[type[Message], Callable[[Session, Any, datetime], Message]] = {
 def _granted(session: Session, purpose: Work, granted: Granted) -> Granted:
     ours = session.announcement
     if (granted.plan.digest, purpose) != (ours.plan, ours.purpose):
-        raise ApprovalInvalid("this session was opened for another plan or purpose")
+        raise AuthorityInvalid("this session was opened for another plan or purpose")
     return granted
 
 

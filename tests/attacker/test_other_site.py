@@ -162,7 +162,7 @@ class TestImpostorsOfAKeystore:
         failed = [event.body for event in events if event.type == "keystore-failed"]
         assert len(failed) == 1
         assert '"error":"ApprovalInvalid","keystore":"ghost"' in failed[0]
-        assert "the DEK for ghost is not signed by its worker" in failed[0]
+        assert "the masterkey-dek document of ghost is not signed by its worker" in failed[0]
 
     async def test_an_impostor_describes_no_key(self, place: Place) -> None:
         @activity.defn(name=names.DESCRIBE_KEY)
@@ -176,7 +176,7 @@ class TestImpostorsOfAKeystore:
             ceremony, handle = await place.ceremonies.start_init("mk-3", "seal", 1, ["ghost", "twin-a"])
             ended = await place.ceremonies.ended(ceremony, handle)
         assert type(ended.error) is ApprovalInvalid
-        assert "the key of ghost is not described by its worker" in ended.bodies("ceremony-failed")[0]
+        assert "the masterkey-key document of ghost is not signed by its worker" in ended.bodies("ceremony-failed")[0]
 
 
 async def test_an_impostor_of_the_strongroom_gets_no_dek(place: Place) -> None:

@@ -174,7 +174,7 @@ async def test_a_recipient_that_is_swapped_after_the_approvals_gets_nothing(
     await both_refuse(attacker, sss, plan, authority, ApprovalInvalid)
     # Even with a deceived quorum: it is not in the roster.
     authority = people.authority(plan, EVERYBODY, mallory.sign(mine))
-    await both_refuse(attacker, sss, plan, authority, ApprovalInvalid, "no recipient's in this roster")
+    await both_refuse(attacker, sss, plan, authority, ApprovalInvalid, "not signed by a recipient of the roster")
 
 
 async def test_in_a_running_ceremony_the_recipient_cannot_be_another(

@@ -680,7 +680,7 @@ def test_a_data_key_that_its_worker_did_not_sign_is_refused(ceremony: Resharding
         response, _ = open_signed(DekResponse, answers[1].response)
         answers[1] = answers[1].model_copy(update={"response": identity.sign(response)})
 
-    with pytest.raises(ApprovalInvalid, match="the DEK for ks-2 is not signed by its worker"):
+    with pytest.raises(ApprovalInvalid, match="the masterkey-dek document of ks-2 is not signed by its worker"):
         ceremony.reshard(stored, world.target_over(ALL[:3]), change=forge)
 
 

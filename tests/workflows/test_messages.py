@@ -322,7 +322,10 @@ async def test_at_the_deadline_the_ceremony_ends_and_says_what_was_missing(house
         ("expired", lambda house, plan: house.decision("alice", plan, issued=ago(9), expires=ago(5))),
         ("dated in the future", lambda house, plan: house.decision("alice", plan, issued=ago(-5))),
         ("in force for longer", lambda house, plan: house.decision("alice", plan, expires=ago(-(60 * 24 * 40)))),
-        ("no custodian's", lambda house, plan: house.sign("recipient", approval_by(house, "recipient", plan))),
+        (
+            "not signed by a custodian of the roster",
+            lambda house, plan: house.sign("recipient", approval_by(house, "recipient", plan)),
+        ),
         ("names another", lambda house, plan: house.sign("alice", approval_by(house, "carol", plan))),
     ],
 )

@@ -29,9 +29,14 @@ from workflows.contracts.messages.requests import CollectRequest, DrillRequest, 
 from workflows.contracts.messages.results import SurveyResult
 from workflows.contracts.trust.canonical import Message, digest
 from workflows.contracts.trust.chain import RosterChain
-from workflows.contracts.trust.errors import ApprovalInvalid, CeremonyEnded, ManifestInvalid, NotKnown, PlanInvalid
+from workflows.contracts.trust.errors import (
+    AnswerInvalid,
+    CeremonyEnded,
+    ManifestInvalid,
+    NotKnown,
+    PlanInvalid,
+)
 from workflows.contracts.trust.keystore import StateStatement
-from workflows.contracts.trust.signatures import open_signed
 
 M = TypeVar("M", bound=Message)
 
@@ -172,19 +177,19 @@ async def ask_keystores(client: Client, chain: RosterChain) -> Served:
     """What the keystore workers of the roster remember, each in its own signed words over a fresh nonce.
 
     Raises:
-        ApprovalInvalid: an answer is not signed by that keystore's worker, or is an old one.
+        AnswerInvalid: an answer is not signed by that keystore's worker, or is an old one.
         ManifestInvalid: two remember different MasterKeys by the same name.
     """
-    keystores = {one.name: one.fingerprint for one in chain.current.keystores if one.offline is None}
+    keystores = tuple(one.name for one in chain.current.keystores if one.offline is None)
     nonce = secrets.token_hex(16)
-    request = SurveyRequest(keystores=tuple(keystores), nonce=nonce)
+    request = SurveyRequest(keystores=keystores, nonce=nonce)
     found = await _run(client, "SurveyWorkflow", request, f"masterkey-survey/{nonce}", SurveyResult, _LONG_LIMIT)
     served: dict[str, tuple[str, dict[str, int]]] = {}
     answered = []
     for signed in found.statements:
-        statement, signer = open_signed(StateStatement, signed)
-        if keystores.get(statement.keystore) != signer or statement.about != digest(bytes.fromhex(nonce)):
-            raise ApprovalInvalid(f"{statement.keystore} did not sign what it is said to remember")
+        statement, name = chain.current.open(StateStatement, signed)
+        if name not in keystores or statement.about != digest(bytes.fromhex(nonce)):
+            raise AnswerInvalid(f"{statement.keystore} did not sign what it is said to remember")
         answered.append(statement.keystore)
         for entry in statement.master_keys:
             kcv, epochs = served.setdefault(entry.master_key, (entry.kcv, {}))

@@ -7,16 +7,18 @@ import asyncio
 from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeout
 
-from workflows.contracts.trust.errors import BY_NAME, KeystoreUnavailable, MasterKeyError, SessionLost
+from workflows.contracts.trust.errors import KeystoreUnavailable, MasterKeyError, SessionLost, narrowest
 
 
 def as_failure(error: MasterKeyError) -> ApplicationError:
     """The Temporal failure for one of our errors: its type, its one line, what to do next, and about whom."""
+    narrow = (type(error).__name__,) if error.travels_as else ()
     return ApplicationError(
         error.message,
         error.next_step,
         error.subject,
-        type=type(error).__name__,
+        *narrow,
+        type=error.failure_type,
         non_retryable=not error.retryable,
     )
 
@@ -39,8 +41,8 @@ def from_failure(error: BaseException, *, subject: str = "") -> MasterKeyError:
     if isinstance(cause, CancelledError) and _cancelled():
         raise asyncio.CancelledError
     if isinstance(cause, ApplicationError):
-        kind = BY_NAME.get(cause.type or "")
-        details = [*cause.details, "", ""]
+        details = [*cause.details, "", "", ""]
+        kind = narrowest(cause.type or "", str(details[2]))
         if kind is not None:
             return kind(cause.message, next_step=str(details[0]), subject=str(details[1]) or subject)
         return MasterKeyError(f"unforeseen failure {cause.type or 'without type'}", subject=subject)

@@ -19,7 +19,12 @@ from workflows.contracts import names
 from workflows.contracts.messages.ledger import ENDS, PlanMade
 from workflows.contracts.messages.status import CeremonyStatus, KeystoreHealth, SubmitOutcome
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.errors import ApprovalInvalid, CeremonyEnded, DeadlinePassed, MasterKeyError
+from workflows.contracts.trust.errors import (
+    CeremonyEnded,
+    DeadlinePassed,
+    DocumentInvalid,
+    MasterKeyError,
+)
 from workflows.contracts.trust.fields import Action
 from workflows.contracts.trust.plan import Plan
 from workflows.contracts.trust.quorum import Authority
@@ -194,7 +199,7 @@ class Ceremony(RecordedWorkflow):
 def _as_signed(value: Any, extra: tuple[Any, ...]) -> Signed:
     try:
         if extra:
-            raise ApprovalInvalid("one signed document is expected, not several values")
+            raise DocumentInvalid("one signed document is expected, not several values")
         return Signed.model_validate(value)
     except ValidationError:
-        raise ApprovalInvalid("a signed document has the text fields `document` and `signature`") from None
+        raise DocumentInvalid("a signed document has the text fields `document` and `signature`") from None

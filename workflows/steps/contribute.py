@@ -19,12 +19,17 @@ from workflows.contracts.messages.keystore import CheckDataKey, UnwrapDataKey
 from workflows.contracts.messages.protection import DekAnswer, StoredProtection
 from workflows.contracts.messages.requests import Contribution, Wanted
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.errors import ApprovalInvalid, KeystoreUnavailable, MasterKeyError
+from workflows.contracts.trust.errors import (
+    AnswerInvalid,
+    AuthorityInvalid,
+    DocumentInvalid,
+    KeystoreUnavailable,
+    MasterKeyError,
+)
 from workflows.contracts.trust.fields import Action
 from workflows.contracts.trust.keystore import CheckResponse
-from workflows.contracts.trust.roster import KeystoreWorker, Roster
+from workflows.contracts.trust.roster import Roster
 from workflows.contracts.trust.session import DekResponse
-from workflows.contracts.trust.signatures import open_signed
 from workflows.steps.ceremony import Ceremony
 from workflows.steps.prove import Ask, prove_data_key
 
@@ -37,7 +42,8 @@ class Contributing(Ceremony):
 
     def __init__(self, ceremony: str, action: Action, master_key: str) -> None:
         super().__init__(ceremony, action, master_key)
-        self._offline: dict[str, KeystoreWorker] = {}
+        self._offline: dict[str, Roster] = {}
+        """Offline keystores by name, and the roster that says who answers for them."""
         self._present: set[str] = set()
         self._checks: dict[str, CheckDataKey] = {}
         self._unwraps: dict[str, UnwrapDataKey] = {}
@@ -69,17 +75,17 @@ class Contributing(Ceremony):
         try:
             self.check_open()
             given = _as_contribution(contribution, extra)
-            keystore = self._offline.get(given.keystore)
-            if keystore is None or given.keystore not in self.wanted_of():
-                raise ApprovalInvalid(
+            roster = self._offline.get(given.keystore)
+            if roster is None or given.keystore not in self.wanted_of():
+                raise AuthorityInvalid(
                     f"this ceremony wants nothing of {given.keystore}",
                     next_step="look at `masterkey ceremony show`",
                     subject=given.keystore,
                 )
             if given.check is not None:
-                self._check_proof(given.check, keystore)
+                self._check_proof(given.check, given.keystore, roster)
             if given.dek is not None:
-                self._check_dek(given.dek, keystore)
+                self._check_dek(given.dek, given.keystore, roster)
         except MasterKeyError as error:
             raise as_failure(error) from None
 
@@ -104,7 +110,7 @@ class Contributing(Ceremony):
         for name in keystores:
             keystore = roster.keystore(name)
             if keystore is not None and keystore.offline is not None:
-                self._offline[name] = keystore
+                self._offline[name] = roster
 
     def is_offline(self, keystore: str) -> bool:
         """Whether a keystore has a custodian instead of a worker."""
@@ -176,21 +182,24 @@ class Contributing(Ceremony):
             await workflow.wait_condition(lambda seen=seen: there() or self._changes != seen, timeout=left)  # type: ignore[misc]
             self.check_course()
 
-    def _check_proof(self, signed: Signed, keystore: KeystoreWorker) -> None:
-        answer, signer = open_signed(CheckResponse, signed)
+    def _check_proof(self, signed: Signed, keystore: str, roster: Roster) -> None:
+        answer, _ = roster.open(CheckResponse, signed, of=keystore)
         wanted = self._checks.get(answer.nonce)
-        said = (signer, answer.keystore, answer.matches)
-        if wanted is None or said != (keystore.fingerprint, wanted.keystore, True):
-            raise ApprovalInvalid(f"this is not the proof that {keystore.name} was asked for", subject=keystore.name)
-
-    def _check_dek(self, answer: DekAnswer, keystore: KeystoreWorker) -> None:
-        response, signer = open_signed(DekResponse, answer.response)
-        wanted = self._unwraps.get(_place(response.keystore, response.session))
-        if wanted is None or (signer, wanted.keystore) != (keystore.fingerprint, keystore.name):
-            raise ApprovalInvalid(
-                f"this is not the data key that {keystore.name} was asked for, or its session is gone",
+        if wanted is None or (wanted.keystore, answer.matches) != (keystore, True):
+            raise AnswerInvalid(
+                f"this is not the proof that {keystore} was asked for",
                 next_step="answer what is asked now",
-                subject=keystore.name,
+                subject=keystore,
+            )
+
+    def _check_dek(self, answer: DekAnswer, keystore: str, roster: Roster) -> None:
+        response, _ = roster.open(DekResponse, answer.response, of=keystore)
+        wanted = self._unwraps.get(_place(response.keystore, response.session))
+        if wanted is None:
+            raise AnswerInvalid(
+                f"this is not the data key that {keystore} was asked for, or its session is gone",
+                next_step="answer what is asked now",
+                subject=keystore,
             )
 
 
@@ -210,7 +219,7 @@ def _silent(keystore: str) -> KeystoreUnavailable:
 def _as_contribution(value: Any, extra: tuple[Any, ...]) -> Contribution:
     try:
         if extra:
-            raise ApprovalInvalid("one contribution is expected, not several values")
+            raise DocumentInvalid("one contribution is expected, not several values")
         return Contribution.model_validate(value)
     except ValidationError:
-        raise ApprovalInvalid("a contribution names its keystore and holds a proof or a data key") from None
+        raise DocumentInvalid("a contribution names its keystore and holds a proof or a data key") from None

@@ -12,10 +12,9 @@ from workflows.contracts.messages.keystore import NoteCommit
 from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.messages.results import KeystoreTold
 from workflows.contracts.trust.canonical import Message, Signed
-from workflows.contracts.trust.errors import ApprovalInvalid, MasterKeyError
+from workflows.contracts.trust.errors import AnswerInvalid, MasterKeyError
 from workflows.contracts.trust.keystore import KeystoreState, StateStatement
 from workflows.contracts.trust.roster import Roster
-from workflows.contracts.trust.signatures import open_signed
 from workflows.steps.contribute import Contributing
 from workflows.steps.record import RecordedWorkflow
 
@@ -52,12 +51,12 @@ async def notify_keystores(
         try:
             said = await statement_of(activity, name, request(name), roster, about, within=within, attempts=0)
             if not acknowledged(state_in(said, master_key)):
-                raise ApprovalInvalid(f"{name} answered, but remembers something else", subject=name)
+                raise AnswerInvalid(f"{name} answered, but remembers something else", subject=name)
         except MasterKeyError as error:
             return KeystoreTold(
                 keystore=name,
                 acknowledged=False,
-                error=type(error).__name__,
+                error=error.failure_type,
                 detail=error.diagnostics,
                 keys=keys.get(name, ()),
             )
@@ -124,13 +123,12 @@ async def statement_of(
 
     Raises:
         MasterKeyError: it refused, or did not answer, by type.
-        ApprovalInvalid: the answer is not signed by that keystore's worker, or is about something else.
+        AnswerInvalid: the answer is not signed by that keystore's worker, or is about something else.
     """
     signed = await call_keystore(activity, keystore, request, Signed, within=within, attempts=attempts)
-    statement, signer = open_signed(StateStatement, signed)
-    worker = roster.keystore(keystore)
-    if worker is None or (signer, statement.keystore, statement.about) != (worker.fingerprint, keystore, about):
-        raise ApprovalInvalid(f"{keystore} did not acknowledge what it was told", subject=keystore)
+    statement, _ = roster.open(StateStatement, signed, of=keystore)
+    if statement.about != about:
+        raise AnswerInvalid(f"{keystore} did not acknowledge what it was told", subject=keystore)
     return statement
 
 

@@ -228,7 +228,7 @@ class Opening(Contributing):
         usable = [index for index in self._rows if index not in self.excluded]
         if len(usable) < self._threshold:
             refusals = [e for e in self._errors.values() if isinstance(e, (ApprovalInvalid, CiphertextInvalid))]
-            if len({type(error) for error in refusals}) == 1:
+            if len({error.failure_type for error in refusals}) == 1:
                 raise refusals[0]
             raise QuorumUnreachable(f"too few shards can ever be released; {self.failure_summary()}")
         if stopped := next((error for error in self._errors.values() if isinstance(error, Stopped)), None):
@@ -242,7 +242,7 @@ class Opening(Contributing):
 
     def failure_summary(self) -> str:
         """What keystores have said against it, in one line."""
-        said = [f"{self._rows[i]}: {type(e).__name__} ({e.diagnostics})" for i, e in sorted(self._errors.items())]
+        said = [f"{self._rows[i]}: {e.failure_type} ({e.diagnostics})" for i, e in sorted(self._errors.items())]
         away = [self._rows[i] for i in self._releasable() if i not in self._errors]
         said += [f"{name}: its custodian did not contribute" for name in away if self.is_offline(name)]
         return "; ".join(said) or "no keystore answered"

@@ -62,9 +62,9 @@ class Protecting(Contributing):
         return target
 
     async def _key_id(self, name: str, mode: Mode, roster: Roster, known: str | None) -> str:
-        offline = self._offline.get(name)
-        if offline is not None:
-            return offline.offline_key_id
+        entry = roster.keystore(name)
+        if entry is not None and entry.offline is not None:
+            return entry.offline_key_id
         try:
             with self.asking(name, then="waiting"):
                 key = await describe_key(name, roster, within=_DESCRIBE_TIMEOUT, attempts=3)
@@ -99,7 +99,7 @@ class Protecting(Contributing):
 
     def attempt_failed(self, key: str, error: MasterKeyError) -> None:
         """Remember that an attempt failed, and whose fault it was."""
-        self.event(key, "attempt-failed", error=type(error).__name__, subject=error.subject, reason=error.message)
+        self.event(key, "attempt-failed", error=error.failure_type, subject=error.subject, reason=error.message)
 
     async def stage(self, stored: StoredProtection) -> StoredProtection:
         """Store a protection that does not serve yet."""

@@ -12,10 +12,9 @@ from workflows.contracts import names
 from workflows.contracts.messages.keystore import CheckDataKey, DescribeKey
 from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.errors import AnswerInvalid
 from workflows.contracts.trust.keystore import CheckResponse, KeyDescription
 from workflows.contracts.trust.roster import Roster
-from workflows.contracts.trust.signatures import open_signed
 
 Ask = Callable[[CheckDataKey], Awaitable[Signed]]
 """Asks whoever can prove a data key, and brings back the signed answer."""
@@ -26,16 +25,12 @@ async def describe_key(name: str, roster: Roster, *, within: timedelta, attempts
 
     Raises:
         KeystoreError: it cannot be used now.
-        ApprovalInvalid: the answer is not signed by that keystore's worker.
+        AnswerInvalid: the answer is not signed by that keystore's worker.
     """
     signed = await call_keystore(
         names.DESCRIBE_KEY, name, DescribeKey(keystore=name), Signed, within=within, attempts=attempts
     )
-    key, signer = open_signed(KeyDescription, signed)
-    worker = roster.keystore(name)
-    if worker is None or signer != worker.fingerprint or key.keystore != name:
-        raise ApprovalInvalid(f"the key of {name} is not described by its worker", subject=name)
-    return key
+    return roster.open(KeyDescription, signed, of=name)[0]
 
 
 def worker(within: timedelta, attempts: int) -> Ask:
@@ -63,17 +58,15 @@ async def prove_data_key(stored: StoredProtection, index: int, roster: Roster, a
 
     Raises:
         MasterKeyError: it cannot, by type.
-        ApprovalInvalid: the answer is not signed by that keystore's worker, or answers something else.
+        AnswerInvalid: the answer is not signed by that keystore's worker, or answers something else.
     """
     row, nonce = stored.shards[index - 1], workflow.uuid4().hex
     request = CheckDataKey(
         keystore=row.keystore, index=index, manifest=stored.manifest, wrapped_dek=row.wrapped_dek, nonce=nonce
     )
     signed = await ask(request)
-    answer, signer = open_signed(CheckResponse, signed)
-    asked = roster.keystore(row.keystore)
-    said = (answer.keystore, answer.index, answer.nonce, answer.manifest, answer.matches)
-    wanted = (row.keystore, index, nonce, stored.manifest.digest, True)
-    if asked is None or signer != asked.fingerprint or said != wanted:
-        raise ApprovalInvalid(f"{row.keystore} did not prove its data key", subject=row.keystore)
+    answer, _ = roster.open(CheckResponse, signed, of=row.keystore)
+    said = (answer.index, answer.nonce, answer.manifest, answer.matches)
+    if said != (index, nonce, stored.manifest.digest, True):
+        raise AnswerInvalid(f"{row.keystore} did not prove its data key", subject=row.keystore)
     return signed

@@ -52,7 +52,11 @@ class Quorum:
         """Verify a decision; raises ApprovalInvalid saying what is wrong."""
         approval, name = check_approval(signed, self._plan_digest, self._roster, now)
         if name not in self._asked:
-            raise ApprovalInvalid(f"{name} is not among the custodians asked for this plan", subject=name)
+            raise ApprovalInvalid(
+                f"{name} is not among the custodians asked for this plan",
+                next_step="let one of those decide that `masterkey ceremony show` lists",
+                subject=name,
+            )
         return approval, name
 
     def add(self, signed: Signed, now: datetime) -> SubmitOutcome:

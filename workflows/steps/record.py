@@ -80,7 +80,7 @@ class RecordedWorkflow:
 
     def failed(self, key: str, type_: str, error: MasterKeyError, **body: str) -> None:
         """Remember an event that says what went wrong."""
-        self.event(key, type_, **body, error=type(error).__name__, reason=error.message)
+        self.event(key, type_, **body, error=error.failure_type, reason=error.message)
 
     def signed(self, key: str, type_: str, words: Signed, **body: str) -> None:
         """Remember an event that holds what somebody signed."""
@@ -150,7 +150,7 @@ class RecordedWorkflow:
         try:
             exported = await self._export()
         except MasterKeyError as error:
-            self.event("bundle", "bundle-not-exported", error=type(error).__name__, reason=error.diagnostics)
+            self.event("bundle", "bundle-not-exported", error=error.failure_type, reason=error.diagnostics)
             return ()
         if exported.places:
             self.event("bundle", "bundle-exported", places=list(exported.places), head=exported.digest)
@@ -225,7 +225,7 @@ class RecordedWorkflow:
 
     async def _fail(self, error: MasterKeyError) -> None:
         self.failed("ended", "ceremony-failed", error)
-        await self._close_if_possible(_OUTCOMES.get(type(error).__name__, "failed"), error.diagnostics)
+        await self._close_if_possible(_OUTCOMES.get(error.failure_type, "failed"), error.diagnostics)
 
     async def _close_if_possible(self, outcome: Outcome, detail: str) -> None:
         # A ledger that refuses the record must not hide what ended the ceremony, nor hang it for ever.
@@ -245,7 +245,7 @@ class RecordedWorkflow:
         self.keystores[keystore] = KeystoreProgress(
             keystore=keystore,
             state=state,
-            error=type(error).__name__ if error else "",
+            error=error.failure_type if error else "",
             detail=error.diagnostics if error else "",
         )
 

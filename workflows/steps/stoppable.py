@@ -9,7 +9,7 @@ from temporalio import workflow
 
 from workflows.contracts import names
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.errors import ApprovalInvalid, MasterKeyError, Stopped
+from workflows.contracts.trust.errors import AuthorityInvalid, DocumentInvalid, MasterKeyError, Stopped
 from workflows.contracts.trust.roster import Roster
 from workflows.contracts.trust.stop import Stop, check_stop
 from workflows.steps.ceremony import Ceremony
@@ -30,7 +30,7 @@ class Stoppable(Ceremony):
         try:
             self._stops.append(Signed.model_validate(signed))
         except ValidationError:
-            self.refuse_message(ApprovalInvalid("a stop has the text fields `document` and `signature`"))
+            self.refuse_message(DocumentInvalid("a stop has the text fields `document` and `signature`"))
             return
         self._heed()
 
@@ -47,7 +47,9 @@ class Stoppable(Ceremony):
             try:
                 stop, who = check_stop(self._roster, signed, self.now())
                 if stop.master_key != self.master_key:
-                    raise ApprovalInvalid("the stop is of another MasterKey")
+                    raise AuthorityInvalid(
+                        "the stop is of another MasterKey", next_step="sign one that names this MasterKey"
+                    )
             except MasterKeyError as error:
                 self.refuse_message(error)
                 continue

@@ -8,7 +8,7 @@ and nothing depends on it: that is a warning, not a fault.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +16,12 @@ from activities.ledger.log.events import BundleImported, PlanProposed, read_even
 from activities.ledger.log.records import EventRecord
 from workflows.contracts.trust.canonical import Document, Signed
 from workflows.contracts.trust.chain import RosterChain
-from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.errors import ApprovalInvalid, DocumentInvalid
 from workflows.contracts.trust.import_approval import ImportApproval
 from workflows.contracts.trust.keystore import CheckResponse, KeyDescription, StateStatement
 from workflows.contracts.trust.plan import Approval, Plan, RecipientRequest, parse_plan
 from workflows.contracts.trust.protection import Manifest
-from workflows.contracts.trust.roster import KeystoreWorker, Roster
+from workflows.contracts.trust.roster import refusal
 from workflows.contracts.trust.session import DekResponse, Delivery, SessionAnnouncement
 from workflows.contracts.trust.signatures import open_signed
 from workflows.contracts.trust.stop import Ended, Stop
@@ -123,33 +123,31 @@ def open_by_role(signed: Signed, chain: RosterChain) -> Document:
     Raises:
         ApprovalInvalid: it is no document that anybody signs, or was not signed by one who may.
     """
-    type_ = read_object(signed.document).get("type")
-    for kind, role in _ROLES.items():
-        if type_ == kind.TYPE:
-            document, signer = open_signed(kind, signed)
-            if not any(role(version, signer) for version in chain.versions):
-                raise ApprovalInvalid(f"the {type_} document is not signed by one who may", subject=signer)
-            return document
-    raise ApprovalInvalid("what is signed is no document that this program knows")
+    kind = _KINDS.get(str(read_object(signed.document).get("type")))
+    if kind is None:
+        raise DocumentInvalid("what is signed is no document that this program knows")
+    document, key = open_signed(kind, signed)
+    if not any(version.signer_of(document, key) for version in chain.versions):
+        raise refusal(kind, key)
+    return document
 
 
-def _keystore(roster: Roster, key: str) -> KeystoreWorker | None:
-    return next((entry for entry in roster.keystores if entry.fingerprint == key), None)
-
-
-_ROLES: dict[type[Document], Callable[[Roster, str], object]] = {
-    Approval: Roster.custodian,
-    Stop: Roster.custodian,
-    ImportApproval: Roster.custodian,
-    CheckResponse: _keystore,
-    StateStatement: _keystore,
-    KeyDescription: _keystore,
-    DekResponse: _keystore,
-    Manifest: Roster.strongroom,
-    Delivery: Roster.strongroom,
-    SessionAnnouncement: Roster.strongroom,
-    RecipientRequest: Roster.recipient,
-    Ended: Roster.recipient,
+_KINDS: dict[str, type[Document]] = {
+    kind.TYPE: kind
+    for kind in (
+        Approval,
+        CheckResponse,
+        DekResponse,
+        Delivery,
+        Ended,
+        ImportApproval,
+        KeyDescription,
+        Manifest,
+        RecipientRequest,
+        SessionAnnouncement,
+        StateStatement,
+        Stop,
+    )
 }
 
 

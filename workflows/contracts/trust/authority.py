@@ -13,7 +13,13 @@ from datetime import datetime
 
 from workflows.contracts.trust.canonical import Signed, canonical_json, digest
 from workflows.contracts.trust.chain import RosterChain
-from workflows.contracts.trust.errors import ApprovalInvalid, ManifestInvalid, PlanInvalid
+from workflows.contracts.trust.errors import (
+    ApprovalInvalid,
+    AuthorityInvalid,
+    DocumentInvalid,
+    ManifestInvalid,
+    PlanInvalid,
+)
 from workflows.contracts.trust.fields import Action
 from workflows.contracts.trust.plan import Plan, RecipientRequest, Target, parse_plan
 from workflows.contracts.trust.protection import Manifest, ManifestShard
@@ -60,7 +66,11 @@ class Granted:
         keystore = shard.binding.keystore
         if shard.binding.mode == "sss" and not set(shard.custodians) & set(self.approvers):
             names = ", ".join(shard.custodians)
-            raise ApprovalInvalid(f"none of the custodians of {keystore} approved ({names})", subject=keystore)
+            raise ApprovalInvalid(
+                f"none of the custodians of {keystore} approved ({names})",
+                next_step="let one of them approve: nobody else can release this shard",
+                subject=keystore,
+            )
 
 
 def check_protect(chain: RosterChain, authority: Authority, now: datetime) -> Granted:
@@ -71,9 +81,9 @@ def check_protect(chain: RosterChain, authority: Authority, now: datetime) -> Gr
     """
     plan = check_plan(chain, authority, now)
     if plan.target is None or plan.recipient is not None or plan.action not in PROTECTING:
-        raise ApprovalInvalid(f"a plan to {plan.action} protects nothing")
+        raise AuthorityInvalid(f"a plan to {plan.action} protects nothing")
     if (plan.source is None) != (plan.action == "init"):
-        raise ApprovalInvalid("only the creation of a MasterKey opens no protection of it")
+        raise AuthorityInvalid("only the creation of a MasterKey opens no protection of it")
     _check_epoch(plan, plan.target)
     check_target(plan.target, plan.master_key, chain.current)
     approvers, approvals = approvers_of(chain.current, plan, authority, now)
@@ -94,7 +104,7 @@ def check_release(chain: RosterChain, authority: Authority, source: Signed, now:
     plan = check_plan(chain, authority, now)
     manifest = check_manifest(source, chain)
     if plan.action != "unseal" or plan.source is None or plan.recipient is None or plan.target is not None:
-        raise ApprovalInvalid(f"a plan to {plan.action} releases nothing to a recipient")
+        raise AuthorityInvalid(f"a plan to {plan.action} releases nothing to a recipient")
     check_source(plan, manifest, source)
     request = check_request(chain.current, authority.request, plan, now)
     approvers: tuple[str, ...] = ()
@@ -120,7 +130,7 @@ def check_reshard(chain: RosterChain, authority: Authority, source: Signed, now:
     granted = check_protect(chain, authority, now)
     plan, manifest = granted.plan, check_manifest(source, chain)
     if plan.action not in RESHARDING or plan.target is None:
-        raise ApprovalInvalid(f"a plan to {plan.action} opens nothing to protect it anew")
+        raise AuthorityInvalid(f"a plan to {plan.action} opens nothing to protect it anew")
     check_source(plan, manifest, source)
     if (plan.target.purpose == manifest.purpose) != (plan.target.predecessor == source.digest):
         raise PlanInvalid("the new protection does not name the one of its purpose that it replaces")
@@ -136,10 +146,9 @@ def check_manifest(signed: Signed, chain: RosterChain) -> Manifest:
     """
     try:
         manifest, signer = open_signed(Manifest, signed)
-    except ApprovalInvalid as error:
+    except DocumentInvalid as error:
         raise ManifestInvalid(error.message) from None
-    strongroom = chain.at(manifest.roster).strongroom(signer)
-    if strongroom is None or signer != manifest.strongroom or signer in chain.current.revoked:
+    if chain.at(manifest.roster).signer_of(manifest, signer) is None or signer in chain.current.revoked:
         raise ManifestInvalid("the manifest is not signed by a strongroom of the roster", subject=signer)
     minimum = chain.current.governance_of(manifest.master_key).minimum_threshold
     if manifest.mode == "sss" and manifest.threshold < minimum:
@@ -155,24 +164,21 @@ def check_request(roster: Roster, signed: Signed | None, plan: Plan, now: dateti
             one that the plan names.
     """
     if signed is None or plan.recipient is None or plan.source is None:
-        raise ApprovalInvalid("a release needs a recipient's request")
-    request, signer = open_signed(RecipientRequest, signed)
-    recipient = roster.recipient(signer)
-    if recipient is None or request.recipient != signer:
-        raise ApprovalInvalid(f"the key {signer} is no recipient's in this roster", subject=signer)
-    if plan.master_key not in recipient.master_keys:
+        raise AuthorityInvalid("a release needs a recipient's request")
+    request, name = roster.open(RecipientRequest, signed)
+    if not roster.receives(name, plan.master_key):
         raise ApprovalInvalid(
-            f"recipient {recipient.name} is not enrolled for MasterKey {plan.master_key}",
-            subject=recipient.name,
+            f"recipient {name} is not enrolled for MasterKey {plan.master_key}",
             next_step="enrol it with `masterkey roster propose`",
+            subject=name,
         )
     wanted = (request.master_key, request.ceremony, request.manifest, request.epoch, request.strongroom)
     planned = (plan.master_key, plan.ceremony, plan.source.manifest, plan.source.epoch, plan.strongroom)
     named = (plan.recipient.fingerprint, plan.recipient.hpke_key, plan.recipient.name)
-    if wanted != planned or named != (signer, request.hpke_key, recipient.name):
-        raise ApprovalInvalid("the plan does not say what the recipient asked for", subject=recipient.name)
+    if wanted != planned or named != (request.recipient, request.hpke_key, name):
+        raise AuthorityInvalid("the plan does not say what the recipient asked for", subject=name)
     longest = SEAL_REQUEST_LIFETIME if plan.source.mode == "seal" else MAXIMUM_CEREMONY
-    check_time(f"the request of {recipient.name}", request.issued, request.expires, now, longest + CLOCK_SKEW)
+    check_time(f"the request of {name}", request.issued, request.expires, now, longest + CLOCK_SKEW)
     return request
 
 
@@ -184,16 +190,16 @@ def check_plan(chain: RosterChain, authority: Authority, now: datetime) -> Plan:
     """
     plan = parse_plan(authority.plan)
     if not plan.ceremony.startswith(f"{plan.master_key}.{plan.action}."):
-        raise ApprovalInvalid(f"ceremony {plan.ceremony} is not one to {plan.action} {plan.master_key}")
+        raise AuthorityInvalid(f"ceremony {plan.ceremony} is not one to {plan.action} {plan.master_key}")
     if plan.roster != chain.digest:
-        raise ApprovalInvalid(
+        raise AuthorityInvalid(
             f"the plan was made under another roster than this host's version {chain.current.number}",
             next_step="distribute the current roster file to every host, then start the ceremony anew",
         )
     if chain.current.strongroom(plan.strongroom) is None:
-        raise ApprovalInvalid("the plan names a strongroom that is not in the roster", subject=plan.strongroom)
+        raise AuthorityInvalid("the plan names a strongroom that is not in the roster", subject=plan.strongroom)
     if (plan.action == "lift") != (plan.stops is not None):
-        raise ApprovalInvalid("a plan to lift names stops, and no other does")
+        raise AuthorityInvalid("a plan to lift names stops, and no other does")
     check_time("the plan", plan.created, plan.expires, now, MAXIMUM_CEREMONY)
     return plan
 
@@ -210,7 +216,7 @@ def check_source(plan: Plan, manifest: Manifest, source: Signed) -> None:
     )
     s = plan.source
     if s is None or described != (plan.master_key, s.manifest, s.epoch, s.mode, s.threshold, s.count):
-        raise ApprovalInvalid("the plan is about another manifest than the one presented")
+        raise AuthorityInvalid("the plan is about another manifest than the one presented")
 
 
 def _check_epoch(plan: Plan, target: Target) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import base64
 import hashlib
 from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import rfc8785
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints, ValidationError
 
-from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.errors import DocumentInvalid
 
 
 def canonical_json(value: Any) -> bytes:
@@ -93,16 +93,26 @@ def later() -> Any:
     return Field(default=None, exclude_if=_absent)
 
 
+Role = Literal["custodian", "recipient", "keystore", "strongroom"]
+
+
 class Document(Part):
-    """Base of what is signed. `TYPE` is both the field `type` and the SSHSIG namespace."""
+    """Base of what is signed.
+
+    Attributes:
+        TYPE: both the field `type` and the SSHSIG namespace.
+        SIGNER: the role whose signature it needs, and the field that names who of that role signed, by fingerprint or
+            by name (`Roster.open`); none for what only a quorum signs, or what is signed as a part of another.
+    """
 
     TYPE: ClassVar[str]
+    SIGNER: ClassVar[Role | None] = None
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a document class without the two fields that every document has."""
+        """Refuse a document class without the fields that every document has, or whose signer it does not name."""
         super().__pydantic_init_subclass__(**kwargs)
-        missing = {"type", "version"} - set(cls.model_fields)
+        missing = {"type", "version", cls.SIGNER or "type"} - set(cls.model_fields)
         if missing:
             raise TypeError(f"{cls.__name__} lacks {sorted(missing)}")
 
@@ -120,21 +130,21 @@ class Document(Part):
         """Read a document from exactly its canonical bytes.
 
         Raises:
-            ApprovalInvalid: not this type and version, a field is wrong, or the bytes are not canonical.
+            DocumentInvalid: not this type and version, a field is wrong, or the bytes are not canonical.
         """
         try:
             document = cls.model_validate_json(data)
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "document"
-            raise ApprovalInvalid(f"not a valid {cls.TYPE} document: {where}: {first['msg']}") from None
+            raise DocumentInvalid(f"not a valid {cls.TYPE} document: {where}: {first['msg']}") from None
         try:
             canonical = document.canonical()
         except ValueError:
             # RFC 8785 knows no integer above 2**53 - 1.
-            raise ApprovalInvalid(f"the {cls.TYPE} document holds what canonical JSON cannot") from None
+            raise DocumentInvalid(f"the {cls.TYPE} document holds what canonical JSON cannot") from None
         if canonical != data:
-            raise ApprovalInvalid(f"the {cls.TYPE} document is not in canonical form (RFC 8785)")
+            raise DocumentInvalid(f"the {cls.TYPE} document is not in canonical form (RFC 8785)")
         return document
 
 

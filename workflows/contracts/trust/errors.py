@@ -26,6 +26,9 @@ class MasterKeyError(Exception):
     """
 
     retryable: ClassVar[bool] = False
+    travels_as: ClassVar[str] = ""
+    """Name of an older, wider class under which it travels and is recorded: whoever knows only that one still decides
+    rightly. What is known newer understands goes along as a detail of the failure."""
     default_next_step: ClassVar[str] = "read the message, correct it and try again"
 
     def __init__(self, message: str, *, next_step: str = "", subject: str = "") -> None:
@@ -33,6 +36,11 @@ class MasterKeyError(Exception):
         self.next_step = _one_line(next_step) or self.default_next_step
         self.subject = _one_line(subject)
         super().__init__(self.message)
+
+    @property
+    def failure_type(self) -> str:
+        """The name under which it travels as a Temporal failure, and is recorded in events."""
+        return self.travels_as or type(self).__name__
 
     @property
     def diagnostics(self) -> str:
@@ -89,7 +97,7 @@ class CiphertextInvalid(KeystoreError):
 
 
 class ApprovalInvalid(MasterKeyError):
-    """A signature, an expiry, a plan, a session, a recipient or a quorum does not match."""
+    """What people signed does not authorise it: another plan, an expiry, a signer who may not, too few of them."""
 
     default_next_step = "look at what was signed with `masterkey ceremony statement` and sign again"
 
@@ -98,6 +106,39 @@ class ManifestInvalid(ApprovalInvalid):
     """A manifest that no strongroom of the roster signed, or that is older than what is served."""
 
     default_next_step = "compare the ledger with a bundle; do not use this manifest"
+
+
+class DocumentInvalid(ApprovalInvalid):
+    """What was given does not parse or verify as the document that it claims to be, whoever is said to have signed it.
+
+    It travels as `ApprovalInvalid`, which it was before it had a name: decisions and recorded histories know that one.
+    """
+
+    travels_as = "ApprovalInvalid"
+    default_next_step = "it was altered on its way, or made by another version: get it again from whoever made it"
+
+
+class AnswerInvalid(ApprovalInvalid):
+    """A worker's answer that its identity key did not sign, or that answers something else; `subject` is the keystore.
+
+    It travels as `ApprovalInvalid`, as before it had a name.
+    """
+
+    travels_as = "ApprovalInvalid"
+    default_next_step = (
+        "nobody need sign again: compare the identity key of that worker with `masterkey roster show`; "
+        "if it is the right one, do not trust its host until you know why"
+    )
+
+
+class AuthorityInvalid(ApprovalInvalid):
+    """What is asked for is not what the plan presented with it authorises, whatever was signed.
+
+    It travels as `ApprovalInvalid`, as before it had a name.
+    """
+
+    travels_as = "ApprovalInvalid"
+    default_next_step = "start the ceremony anew; if it is refused again, run `masterkey audit verify` on the ledger"
 
 
 class Stopped(MasterKeyError):
@@ -192,4 +233,19 @@ def _subclasses(cls: type[MasterKeyError]) -> list[type[MasterKeyError]]:
 
 
 BY_NAME: dict[str, type[MasterKeyError]] = {cls.__name__: cls for cls in _subclasses(MasterKeyError)}
-"""Every error by the name that it has as a Temporal failure type."""
+"""Every error by the name of its class."""
+
+
+def narrowest(failure_type: str, narrow: str) -> type[MasterKeyError] | None:
+    """The class of a failure.
+
+    Args:
+        failure_type: the name under which it travelled (`failure_type`).
+        narrow: the name of its own class, if that is another one, as its sender says: unknown to older parties, and
+            believed only if that class travels so.
+
+    Returns:
+        The class; none if this version knows no failure of this type.
+    """
+    found = BY_NAME.get(narrow)
+    return found if found is not None and found.travels_as == failure_type else BY_NAME.get(failure_type)

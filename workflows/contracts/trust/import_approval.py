@@ -12,11 +12,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from workflows.contracts.trust.canonical import Digest, Document, Fingerprint, Name, Part, Signed, Time
+from workflows.contracts.trust.canonical import Digest, Document, Fingerprint, Name, Part, Role, Signed, Time
 from workflows.contracts.trust.chain import RosterChain
 from workflows.contracts.trust.errors import ApprovalInvalid
 from workflows.contracts.trust.fields import Check, Number
-from workflows.contracts.trust.signatures import open_signed
 from workflows.contracts.trust.validity import MAXIMUM_CEREMONY, check_time
 
 IMPORT_LIFETIME = timedelta(days=30)
@@ -62,6 +61,7 @@ class ImportApproval(Document):
     """
 
     TYPE: ClassVar[str] = "masterkey-import"
+    SIGNER: ClassVar[Role | None] = "custodian"
 
     type: Literal["masterkey-import"] = "masterkey-import"
     version: Literal[1] = 1
@@ -106,21 +106,18 @@ def check_import(
 
 
 def _approver(chain: RosterChain, terms: ImportTerms, signed: Signed, now: datetime) -> str:
-    approval, signer = open_signed(ImportApproval, signed)
-    custodian = chain.current.custodian(signer)
-    if custodian is None or approval.custodian != signer:
-        raise ApprovalInvalid("the approval to import is not signed by a custodian of the roster", subject=signer)
+    approval, name = chain.current.open(ImportApproval, signed)
     if approval.terms != terms:
         raise ApprovalInvalid(
-            f"{custodian.name} approved another bundle ({approval.terms.bundle})",
+            f"{name} approved another bundle ({approval.terms.bundle})",
             next_step=f"compare the digests: this file is {terms.bundle}",
-            subject=custodian.name,
+            subject=name,
         )
     if approval.roster != chain.digest:
-        raise ApprovalInvalid(f"{custodian.name} approved under another roster version", subject=custodian.name)
-    what = f"the approval of {custodian.name}"
+        raise ApprovalInvalid(f"{name} approved under another roster version", next_step="sign anew", subject=name)
+    what = f"the approval of {name}"
     check_time(what, approval.issued, approval.expires, now, min(IMPORT_LIFETIME, MAXIMUM_CEREMONY))
-    return custodian.name
+    return name
 
 
 def render_import(data: bytes, chain: RosterChain, now: datetime) -> str:

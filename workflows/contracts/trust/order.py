@@ -7,7 +7,7 @@ from datetime import datetime
 from workflows.contracts.trust.authority import Granted, authority_digest, check_manifest, check_plan, check_source
 from workflows.contracts.trust.canonical import Signed
 from workflows.contracts.trust.chain import RosterChain
-from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.errors import AuthorityInvalid
 from workflows.contracts.trust.fields import Action
 from workflows.contracts.trust.quorum import Authority, approvers_of, check_governance
 
@@ -29,17 +29,17 @@ def check_order(chain: RosterChain, authority: Authority, source: Signed | None,
     """
     plan = check_plan(chain, authority, now)
     if plan.action not in ORDERS or plan.target is not None or plan.recipient is not None:
-        raise ApprovalInvalid(f"a plan to {plan.action} is no order")
+        raise AuthorityInvalid(f"a plan to {plan.action} is no order")
     if (plan.action == "lift") != (plan.source is None):
-        raise ApprovalInvalid("a lift names no manifest, every other order one")
+        raise AuthorityInvalid("a lift names no manifest, every other order one")
     manifest = None
     if plan.source is not None:
         if source is None:
-            raise ApprovalInvalid("the manifest that the order is about was not presented")
+            raise AuthorityInvalid("the manifest that the order is about was not presented")
         manifest = check_manifest(source, chain)
         check_source(plan, manifest, source)
         if plan.governance_quorum < manifest.governance_quorum:
-            raise ApprovalInvalid("the plan asks for a smaller quorum than the manifest demands")
+            raise AuthorityInvalid("the plan asks for a smaller quorum than the manifest demands")
     approvers, approvals = approvers_of(chain.current, plan, authority, now)
     check_governance(chain.current, plan, approvers)
     return Granted(plan, approvers, approvals, authority_digest(plan, approvals, None), None, manifest)

@@ -10,7 +10,18 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from workflows.contracts.trust.canonical import Base64, Digest, Document, Fingerprint, Name, Part, Time, digest, later
+from workflows.contracts.trust.canonical import (
+    Base64,
+    Digest,
+    Document,
+    Fingerprint,
+    Name,
+    Part,
+    Role,
+    Time,
+    digest,
+    later,
+)
 from workflows.contracts.trust.fields import Action, CeremonyId, Index, KeyId, Mode, Nonce, Number, Purpose, Suite
 
 
@@ -99,6 +110,7 @@ class Approval(Document):
     """A custodian's signed decision about a plan, which it carries whole."""
 
     TYPE: ClassVar[str] = "masterkey-approval"
+    SIGNER: ClassVar[Role | None] = "custodian"
 
     type: Literal["masterkey-approval"] = "masterkey-approval"
     version: Literal[1] = 1
@@ -120,6 +132,7 @@ class RecipientRequest(Document):
     """A recipient's signed wish to receive a MasterKey, with the HPKE key for this one time."""
 
     TYPE: ClassVar[str] = "masterkey-request"
+    SIGNER: ClassVar[Role | None] = "recipient"
 
     type: Literal["masterkey-request"] = "masterkey-request"
     version: Literal[1] = 1

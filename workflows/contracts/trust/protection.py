@@ -13,6 +13,7 @@ from workflows.contracts.trust.canonical import (
     Hex,
     Name,
     Part,
+    Role,
     Time,
     canonical_json,
     digest,
@@ -96,6 +97,7 @@ class Manifest(Document):
     """
 
     TYPE: ClassVar[str] = "masterkey-manifest"
+    SIGNER: ClassVar[Role | None] = "strongroom"
 
     type: Literal["masterkey-manifest"] = "masterkey-manifest"
     version: Literal[1] = 1

@@ -6,11 +6,10 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 
 from workflows.contracts.trust.canonical import Message, Signed
-from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.errors import ApprovalInvalid, AuthorityInvalid
 from workflows.contracts.trust.plan import Approval, Plan
 from workflows.contracts.trust.protection import Manifest
 from workflows.contracts.trust.roster import Roster
-from workflows.contracts.trust.signatures import open_signed
 from workflows.contracts.trust.validity import CLOCK_SKEW, MAXIMUM_CEREMONY, check_time
 
 
@@ -31,20 +30,11 @@ def check_approval(signed: Signed, plan_digest: str, roster: Roster, now: dateti
     Raises:
         ApprovalInvalid: signature, signer, plan or time is wrong.
     """
-    approval, signer = open_signed(Approval, signed)
-    custodian = roster.custodian(signer)
-    if custodian is None:
-        raise ApprovalInvalid(f"the key {signer} is no custodian's in this roster", subject=signer)
-    if approval.custodian != signer:
-        raise ApprovalInvalid("the approval names another custodian than the one who signed", subject=custodian.name)
+    approval, name = roster.open(Approval, signed)
     if approval.plan_digest != plan_digest:
-        raise ApprovalInvalid(
-            f"{custodian.name} signed another plan (ceremony {approval.plan.ceremony})",
-            subject=custodian.name,
-        )
-    what = f"the approval of {custodian.name}"
-    check_time(what, approval.issued, approval.expires, now, MAXIMUM_CEREMONY + CLOCK_SKEW)
-    return approval, custodian.name
+        raise ApprovalInvalid(f"{name} signed another plan (ceremony {approval.plan.ceremony})", subject=name)
+    check_time(f"the approval of {name}", approval.issued, approval.expires, now, MAXIMUM_CEREMONY + CLOCK_SKEW)
+    return approval, name
 
 
 def approvers_of(
@@ -62,7 +52,11 @@ def approvers_of(
     for signed in authority.approvals:
         approval, name = check_approval(signed, plan.digest, roster, now)
         if approval.decision != "approve":
-            raise ApprovalInvalid(f"{name} rejected this plan", subject=name)
+            raise ApprovalInvalid(
+                f"{name} rejected this plan",
+                next_step="start a new ceremony with a plan that they agree to",
+                subject=name,
+            )
         names[name] = signed.digest
     return tuple(sorted(names)), tuple(sorted(names.values()))
 
@@ -77,7 +71,7 @@ def check_governance(roster: Roster, plan: Plan, approvers: Sequence[str]) -> No
     governance = roster.governance_of(plan.master_key)
     if plan.governance_quorum < governance.quorum:
         # The manifest keeps the plan's number: a lower one would outlive the roster that forbids it.
-        raise ApprovalInvalid(f"the plan asks for a smaller quorum than the roster's {governance.quorum}")
+        raise AuthorityInvalid(f"the plan asks for a smaller quorum than the roster's {governance.quorum}")
     standing = set(approvers) & set(governance.custodians)
     needed = required_quorum(plan, roster)
     if len(standing) < needed:
@@ -96,7 +90,7 @@ def custodians_of(plan: Plan, manifest: Manifest | None) -> tuple[tuple[str, ...
 
 def shards_released_by(approvers: Collection[str], custody: Iterable[Sequence[str]]) -> list[int]:
     """Indexes (from 1) of the shards that one of their custodians has approved to release."""
-    return [index for index, names in enumerate(custody, start=1) if set(names) & set(approvers)]
+    return [index for index, custodians in enumerate(custody, start=1) if set(custodians) & set(approvers)]
 
 
 def check_opening(roster: Roster, plan: Plan, manifest: Manifest, approvers: Sequence[str]) -> None:
@@ -106,7 +100,7 @@ def check_opening(roster: Roster, plan: Plan, manifest: Manifest, approvers: Seq
         ApprovalInvalid: too few of either.
     """
     if plan.governance_quorum < manifest.governance_quorum:
-        raise ApprovalInvalid("the plan asks for a smaller quorum than the manifest demands")
+        raise AuthorityInvalid("the plan asks for a smaller quorum than the manifest demands")
     check_governance(roster, plan, approvers)
     custody = custodians_of(plan, manifest)
     released = shards_released_by(approvers, custody)

@@ -7,13 +7,29 @@ recipient or a worker's identity without the custodians.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from workflows.contracts.trust.canonical import Digest, Document, Fingerprint, Name, Part, Time, digest, later
-from workflows.contracts.trust.errors import PlanInvalid
-from workflows.contracts.trust.signatures import fingerprint, normal_public_key
+from workflows.contracts.trust.canonical import (
+    Digest,
+    Document,
+    Fingerprint,
+    Name,
+    Part,
+    Role,
+    Signed,
+    Time,
+    digest,
+    later,
+)
+from workflows.contracts.trust.errors import AnswerInvalid, ApprovalInvalid, DocumentInvalid, PlanInvalid
+from workflows.contracts.trust.signatures import fingerprint, normal_public_key, open_signed
+
+D = TypeVar("D", bound=Document)
+Kind = type[D]
+"""A class of documents; by a name of its own, because a roster has a field `type`."""
 
 PublicKeyLine = Annotated[str, StringConstraints(max_length=2048), AfterValidator(normal_public_key)]
 
@@ -93,6 +109,9 @@ class Strongroom(Part):
         return fingerprint(self.public_key)
 
 
+Entry = Custodian | Recipient | KeystoreWorker | Strongroom
+
+
 class Governance(Part):
     """Who, and how many of them, authorise what happens to a MasterKey.
 
@@ -165,7 +184,7 @@ class Roster(Document):
             raise ValueError("a MasterKey has two governance entries")
         return self
 
-    def _entries(self) -> tuple[tuple[Custodian | Recipient | KeystoreWorker | Strongroom, ...], ...]:
+    def _entries(self) -> tuple[tuple[Entry, ...], ...]:
         return (self.custodians, self.recipients, self.keystores, self.strongrooms)
 
     def governance_of(self, master_key: str) -> Governance:
@@ -197,9 +216,12 @@ class Roster(Document):
             None,
         )
 
-    def keystore(self, name: str) -> KeystoreWorker | None:
-        """The keystore worker of this name, or none."""
-        return next((k for k in self.keystores if k.name == name and self._valid(k.fingerprint)), None)
+    def keystore(self, key: str) -> KeystoreWorker | None:
+        """The keystore worker with this name or this fingerprint, or none."""
+        return next(
+            (k for k in self.keystores if key in (k.name, k.fingerprint) and self._valid(k.fingerprint)),
+            None,
+        )
 
     def strongroom(self, key: str) -> Strongroom | None:
         """The strongroom with this name or this fingerprint, or none."""
@@ -208,5 +230,69 @@ class Roster(Document):
             None,
         )
 
+    def receives(self, recipient: str, master_key: str) -> bool:
+        """Whether a recipient, by name or fingerprint, is enrolled for a MasterKey."""
+        entry = self.recipient(recipient)
+        return entry is not None and master_key in entry.master_keys
+
+    def open(self, kind: Kind[D], signed: Signed, *, of: str = "") -> tuple[D, str]:
+        """Verify a document that must be signed by whoever has the role that documents of its kind demand.
+
+        Args:
+            kind: the class of the document; its `SIGNER` is the role.
+            signed: the document.
+            of: the name that it must be signed by; an error is then about that one. Anybody of the role otherwise.
+
+        Returns:
+            The document, and the name of who signed it.
+
+        Raises:
+            DocumentInvalid: the signature or the document is not valid.
+            ApprovalInvalid: a person signed that is not in this roster, or another than the document names.
+            AnswerInvalid: a worker did.
+        """
+        try:
+            document, key = open_signed(kind, signed)
+        except DocumentInvalid as error:
+            raise DocumentInvalid(error.message, subject=of) from None
+        name = self.signer_of(document, key)
+        if name is None or of not in ("", name):
+            raise refusal(kind, of or key)
+        return document, name
+
+    def signer_of(self, document: Document, key: str) -> str | None:
+        """The name of who signed a document, or none if they may not.
+
+        Args:
+            document: verified to be signed by `key`.
+            key: the fingerprint.
+        """
+        if document.SIGNER is None:
+            return None
+        entry = _ENTRY_OF[document.SIGNER](self, getattr(document, document.SIGNER))
+        return entry.name if entry is not None and entry.fingerprint == key else None
+
     def _valid(self, key_fingerprint: str) -> bool:
         return key_fingerprint not in self.revoked
+
+
+_ENTRY_OF: dict[Role, Callable[[Roster, str], Entry | None]] = {
+    "custodian": Roster.custodian,
+    "recipient": Roster.recipient,
+    "keystore": Roster.keystore,
+    "strongroom": Roster.strongroom,
+}
+
+
+def refusal(kind: type[Document], subject: str) -> ApprovalInvalid:
+    """The error for a document whose signer may not sign it, by the role that should have."""
+    if kind.SIGNER == "keystore":
+        return AnswerInvalid(f"the {kind.TYPE} document of {subject} is not signed by its worker", subject=subject)
+    what = f"the {kind.TYPE} document is not signed by"
+    if kind.SIGNER == "strongroom":
+        return AnswerInvalid(f"{what} the strongroom of the roster that it names", subject=subject)
+    return ApprovalInvalid(
+        f"{what} a {kind.SIGNER} of the roster, or by another than it names",
+        next_step="sign with the key that `masterkey roster show` lists, or enrol this one",
+        subject=subject,
+    )

@@ -13,15 +13,15 @@ from workflows.contracts.trust.canonical import (
     Document,
     Fingerprint,
     Name,
+    Role,
     Signed,
     Time,
     canonical_json,
 )
 from workflows.contracts.trust.chain import RosterChain
-from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.errors import AnswerInvalid
 from workflows.contracts.trust.fields import CeremonyId, Check, Index, KeyId, Mechanism, Nonce, Number, Suite, Work
 from workflows.contracts.trust.plan import Plan
-from workflows.contracts.trust.signatures import open_signed
 from workflows.contracts.trust.validity import SESSION_LIFETIME, check_time
 
 
@@ -29,6 +29,7 @@ class SessionAnnouncement(Document):
     """The public half of a session's HPKE key, signed by the strongroom's identity."""
 
     TYPE: ClassVar[str] = "masterkey-session"
+    SIGNER: ClassVar[Role | None] = "strongroom"
 
     type: Literal["masterkey-session"] = "masterkey-session"
     version: Literal[1] = 1
@@ -51,6 +52,7 @@ class DekResponse(Document):
     """A keystore worker's signature over a DEK that it encrypted to a session."""
 
     TYPE: ClassVar[str] = "masterkey-dek"
+    SIGNER: ClassVar[Role | None] = "keystore"
 
     type: Literal["masterkey-dek"] = "masterkey-dek"
     version: Literal[1] = 1
@@ -74,6 +76,7 @@ class Delivery(Document):
     """The strongroom's signature over a MasterKey encrypted to a recipient."""
 
     TYPE: ClassVar[str] = "masterkey-delivery"
+    SIGNER: ClassVar[Role | None] = "strongroom"
 
     type: Literal["masterkey-delivery"] = "masterkey-delivery"
     version: Literal[1] = 1
@@ -102,11 +105,12 @@ def check_session(chain: RosterChain, signed: Signed, plan: Plan, purpose: Work,
     """Verify that a session's key was announced by the strongroom that the plan names, for this plan.
 
     Raises:
-        ApprovalInvalid: it was not.
+        AnswerInvalid: it was not.
+        ApprovalInvalid: it is out of time.
     """
-    session, signer = open_signed(SessionAnnouncement, signed)
-    if signer != session.strongroom or chain.current.strongroom(signer) is None or signer != plan.strongroom:
-        raise ApprovalInvalid("the session is not signed by the strongroom that the plan names", subject=signer)
+    session, _ = chain.current.open(SessionAnnouncement, signed)
+    if session.strongroom != plan.strongroom:
+        raise AnswerInvalid("the session is not signed by the strongroom that the plan names", subject=plan.strongroom)
     source = plan.source.manifest if plan.source else None
     announced = (
         session.purpose,
@@ -117,6 +121,6 @@ def check_session(chain: RosterChain, signed: Signed, plan: Plan, purpose: Work,
         session.roster,
     )
     if announced != (purpose, plan.master_key, plan.ceremony, plan.digest, source, plan.roster):
-        raise ApprovalInvalid("the session was opened for something else")
+        raise AnswerInvalid("the session was opened for something else")
     check_time("the session", session.issued, session.expires, now, SESSION_LIFETIME)
     return session

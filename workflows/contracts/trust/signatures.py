@@ -2,7 +2,7 @@
 
 Only Ed25519 and RSA (2,048 bits or more) with SHA-256 or SHA-512 are accepted, and of the signature's bytes
 only the one encoding that OpenSSH writes (its armour may be broken into lines in other ways).
-Whatever goes wrong is one error, `ApprovalInvalid`. Signers are told apart by the
+Whatever goes wrong is one error, `DocumentInvalid`. Signers are told apart by the
 fingerprint of their key, never by the bytes of a signature.
 """
 
@@ -18,7 +18,7 @@ from sshsig import PublicKey, check_signature
 from sshsig.sshsig import SshsigSignature, ssh_dearmor_sshsig
 
 from workflows.contracts.trust.canonical import Document, Signed
-from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.errors import DocumentInvalid
 
 D = TypeVar("D", bound=Document)
 
@@ -65,7 +65,7 @@ def check(data: bytes, signature: str, namespace: str) -> str:
         The fingerprint of the key that signed.
 
     Raises:
-        ApprovalInvalid: anything at all is wrong with it.
+        DocumentInvalid: anything at all is wrong with it.
     """
     try:
         raw = ssh_dearmor_sshsig(signature)
@@ -75,9 +75,9 @@ def check(data: bytes, signature: str, namespace: str) -> str:
         signer = check_signature(data, signature, namespace)
         normal_public_key(signer.openssh_str())
     except Exception:  # noqa: BLE001 - sshsig raises five kinds; a caller needs one
-        raise ApprovalInvalid(f"the signature is not a valid {namespace!r} SSH signature over this document") from None
+        raise DocumentInvalid(f"the signature is not a valid {namespace!r} SSH signature over this document") from None
     if not strict:
-        raise ApprovalInvalid("the signature uses a hash or an encoding that is not accepted")
+        raise DocumentInvalid("the signature uses a hash or an encoding that is not accepted")
     return signer.sha256_str()
 
 
@@ -85,10 +85,10 @@ def open_signed(kind: type[D], signed: Signed) -> tuple[D, str]:
     """Verify a signed document and parse it.
 
     Returns:
-        The document, and the fingerprint of the key that signed it: the caller decides whether it may.
+        The document, and the fingerprint of the key that signed it: `Roster.open` decides whether it may.
 
     Raises:
-        ApprovalInvalid: the signature or the document is not valid.
+        DocumentInvalid: the signature or the document is not valid.
     """
     data = signed.document.encode()
     signer = check(data, signed.signature, kind.TYPE)

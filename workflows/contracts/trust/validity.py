@@ -14,6 +14,8 @@ MAXIMUM_CEREMONY = timedelta(days=30)
 """The longest life of a plan, and so of an approval."""
 SESSION_LIFETIME = timedelta(minutes=5)
 """The longest life of a session's HPKE key."""
+CLOCKS = "compare the clocks of the two hosts"
+"""What to do about something from the future."""
 
 
 def check_time(what: str, issued: datetime, expires: datetime, now: datetime, longest: timedelta) -> None:
@@ -23,8 +25,8 @@ def check_time(what: str, issued: datetime, expires: datetime, now: datetime, lo
         ApprovalInvalid: it is expired, from the future, or in force for longer than allowed.
     """
     if expires <= issued or expires - issued > longest:
-        raise ApprovalInvalid(f"{what} is in force for longer than {longest} or not at all")
+        raise ApprovalInvalid(f"{what} is in force for longer than {longest} or not at all", next_step="sign anew")
     if now > expires:
         raise ApprovalInvalid(f"{what} expired at {expires:%Y-%m-%d %H:%M:%S} UTC", next_step="sign anew")
     if issued > now + CLOCK_SKEW:
-        raise ApprovalInvalid(f"{what} is dated in the future", next_step="compare the clocks of the two hosts")
+        raise ApprovalInvalid(f"{what} is dated in the future", next_step=CLOCKS)
