@@ -36,7 +36,7 @@ from workflows.contracts.messages.keystore import (
 from workflows.contracts.messages.protection import DekAnswer, StoredProtection
 from workflows.contracts.messages.strongroom import Delivered, Protect, Release, Reshard, SessionOpened
 from workflows.contracts.trust.canonical import Message, Signed
-from workflows.contracts.trust.errors import BY_NAME
+from workflows.contracts.trust.errors import narrowest
 from workflows.contracts.trust.keystore import KeystoreState, StateStatement
 from workflows.contracts.trust.plan import Plan
 from workflows.contracts.trust.quorum import Authority
@@ -86,7 +86,8 @@ def _plain(request: Any) -> Any:
 def _outcome(found: dict[str, Any]) -> Any:
     if "answer" in found:
         return found["answer"]
-    details, kind = [*found["details"], "", ""], BY_NAME.get(found["type"])
+    details = [*found["details"], "", "", ""]
+    kind = narrowest(found["type"], str(details[2]))
     if kind is None:
         return Unforeseen(f"{found['type']}: {found['message']}")
     return kind(found["message"], next_step=details[0], subject=details[1])

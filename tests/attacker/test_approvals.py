@@ -176,7 +176,7 @@ async def both_refuse(
 ) -> None:
     """Keystore worker and session, asked directly, refuse a release with this very error."""
     for answer in await attacker.refusals(plan, authority, stored=stored, place=3):
-        assert type(answer) is error, answer
+        assert answer.failure_type == error.__name__, answer
         assert re.search(says, str(answer))
 
 

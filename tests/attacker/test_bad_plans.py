@@ -166,7 +166,7 @@ async def both_refuse(
 ) -> None:
     """Keystore worker and session, asked directly, refuse a plan with this very error."""
     for answer in await attacker.refusals(plan, authority):
-        assert type(answer) is error, answer
+        assert answer.failure_type == error.__name__, answer
         assert re.search(says, str(answer))
 
 

@@ -22,7 +22,7 @@ from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.messages.report import ReportRequest
 from workflows.contracts.messages.results import UnsealResult
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.errors import ApprovalInvalid
+from workflows.contracts.trust.errors import ApprovalInvalid, DocumentInvalid
 from workflows.contracts.trust.plan import Approval, RecipientRequest
 
 
@@ -106,7 +106,7 @@ async def test_a_ceremony_started_with_garbage_ends_and_the_record_stays_readabl
     request = people.wish(seal, PrivateKey().public_key)
     signed = signed_text(people.recipient, text, RecipientRequest.TYPE)
     ended = await ceremonies.ended(request.ceremony, await ceremonies.start_unseal(request, signed=signed))
-    assert type(ended.error) is ApprovalInvalid
+    assert type(ended.error) is DocumentInvalid
     assert len(ended.error.diagnostics) < 3000
     found = ceremonies.ledger.ceremonies(limit=500)
     assert all(entry.detail.isprintable() for entry in found)
@@ -121,7 +121,7 @@ async def test_a_request_with_an_impossible_number_ends_the_ceremony(
     text = json.dumps(json.loads(request.canonical()) | {"epoch": 2**60}, sort_keys=True, separators=(",", ":"))
     signed = signed_text(people.recipient, text, RecipientRequest.TYPE)
     ended = await ceremonies.ended(request.ceremony, await ceremonies.start_unseal(request, signed=signed))
-    assert type(ended.error) is ApprovalInvalid
+    assert type(ended.error) is DocumentInvalid
     assert "masterkey-request document" in ended.bodies("ceremony-failed")[0]
 
 

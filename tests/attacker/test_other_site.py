@@ -32,7 +32,13 @@ from workflows.contracts.messages.strongroom import Delivered
 from workflows.contracts.names import new_ceremony_id
 from workflows.contracts.trust.canonical import digest, encode64, seconds
 from workflows.contracts.trust.chain import RosterFile, RosterVersion
-from workflows.contracts.trust.errors import ApprovalInvalid, PlanInvalid, QuorumUnreachable, RosterInvalid
+from workflows.contracts.trust.errors import (
+    AnswerInvalid,
+    ApprovalInvalid,
+    PlanInvalid,
+    QuorumUnreachable,
+    RosterInvalid,
+)
 from workflows.contracts.trust.fields import SUITE
 from workflows.contracts.trust.keystore import KeyDescription
 from workflows.contracts.trust.plan import Plan, RecipientRequest, Target, TargetShard
@@ -175,7 +181,7 @@ class TestImpostorsOfAKeystore:
         async with impostor(place.client, names.keystore_queue("ghost"), activities=[describe]):
             ceremony, handle = await place.ceremonies.start_init("mk-3", "seal", 1, ["ghost", "twin-a"])
             ended = await place.ceremonies.ended(ceremony, handle)
-        assert type(ended.error) is ApprovalInvalid
+        assert type(ended.error) is AnswerInvalid
         assert "the masterkey-key document of ghost is not signed by its worker" in ended.bodies("ceremony-failed")[0]
 
 
@@ -227,8 +233,8 @@ async def test_an_impostor_of_the_strongroom_gets_no_dek(place: Place) -> None:
     assert asked[0] == "release"
     assert asked[-1] == "protect"
     for ended in (released, made):
-        assert type(ended.error) is ApprovalInvalid
-        assert "not signed by the strongroom that the plan names" in ended.error.message
+        assert type(ended.error) is AnswerInvalid
+        assert "not signed by the strongroom of the roster that it names" in ended.error.message
         assert '"error":"ApprovalInvalid"' in ended.bodies("ceremony-failed")[0]
     assert released.types.count("keystore-failed") == 2
 
@@ -298,8 +304,8 @@ async def test_the_recipients_command_refuses_a_delivery_that_the_orchestrator_m
     assert FORGED["used"]
     assert child.returncode == 1
     assert "the program ran" not in out + err
-    assert json.loads(out.splitlines()[-1])["error"] == "ApprovalInvalid"
-    assert "not signed by the strongroom that was asked" in err
+    assert json.loads(out.splitlines()[-1])["error"] == "AnswerInvalid"
+    assert "not signed by the strongroom" in err
 
 
 # --- the roster (last: these leave version 2 behind) ------------------------------------------------------

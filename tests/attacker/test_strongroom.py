@@ -23,7 +23,7 @@ from workflows.contracts.messages.protection import DekAnswer, StoredProtection
 from workflows.contracts.messages.strongroom import Delivered, SessionOpened
 from workflows.contracts.names import new_ceremony_id
 from workflows.contracts.trust.canonical import Signed, decode64, digest, encode64
-from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, SessionLost
+from workflows.contracts.trust.errors import AnswerInvalid, ApprovalInvalid, CiphertextInvalid, SessionLost
 from workflows.contracts.trust.quorum import Authority
 from workflows.contracts.trust.session import DekResponse, Delivery, SessionAnnouncement, dek_info, delivery_info
 
@@ -77,7 +77,7 @@ async def test_a_dek_from_someone_who_is_not_the_keystore_is_refused(
 
     for forge in (by(mallory), by(people.recipient), by(people.custodians["alice"]), under_the_real_signature):
         error = await present(forge)
-        assert (type(error), error.subject) == (ApprovalInvalid, "bao-3")
+        assert (type(error), error.subject) == (AnswerInvalid, "bao-3")
 
 
 async def test_deks_that_were_made_for_something_else_are_refused(

@@ -117,7 +117,7 @@ def both_refuse(
     says: str,
 ) -> None:
     for refused in ceremony.refusals(stored, plan, authority):
-        assert (type(refused), says in refused.message) == (error, True), refused
+        assert (refused.failure_type, says in refused.message) == (error.__name__, True), refused
 
 
 # --- what comes back ---------------------------------------------------------------------------------------
