@@ -40,6 +40,7 @@ SELECTIONS: dict[str, tuple[str, ...]] = {
     "sessions": ("tests/strongroom/test_sessions_of_a_worker.py", "tests/strongroom/test_session.py"),
     "keystores": (
         "tests/keystores/test_state.py",
+        "tests/keystores/test_kept_states.py",
         "tests/keystores/test_state_orders.py",
         "tests/strongroom/test_session.py",
         "tests/strongroom/test_reshard.py",
@@ -559,6 +560,12 @@ MUTATIONS: tuple[Mutation, ...] = (
         "except (OSError, ValueError): raise ConfigurationInvalid( f\"the keystore worker's state {self._file} "
         'cannot be read"',
         'except (OSError, ValueError):\n    return WorkerState()\n    raise ConfigurationInvalid(""',
+        "keystores",
+    ),
+    Mutation(
+        "what a newer version remembered is lost when an older one writes",
+        "class WorkerState(Part):",
+        'class WorkerState(Part, extra="ignore"):',
         "keystores",
     ),
     Mutation("a power cut forgets a stop", "os.fsync(directory)", "pass", "keystores"),
