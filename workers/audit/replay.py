@@ -93,12 +93,17 @@ async def audit(history: WorkflowHistory, *, whole: bool = True) -> list[str]:
     """
     if ends(history) != whole:
         return [f"the history {'does not end' if whole else 'ends'} with the workflow's own end"]
+    commands, why = await reissued(history)
+    return [why] if why else compare(commands, history.events, whole=whole)
+
+
+async def reissued(history: WorkflowHistory) -> tuple[Commands, str]:
+    """Every command that the code issues over a history, in order; and why it does not replay, if it does not."""
     recorder = _Recorder()
     replayer = Replayer(workflows=catalogue.WORKFLOWS, workflow_runner=recorder, data_converter=DATA_CONVERTER)
     replayed = await replayer.replay_workflow(history, raise_on_replay_failure=False)
-    if replayed.replay_failure is not None:
-        return [f"the code does not replay: {str(replayed.replay_failure)[:300]}"]
-    return _compare(recorder.commands, history.events, whole=whole)
+    failed = replayed.replay_failure is not None
+    return recorder.commands, f"the code does not replay: {str(replayed.replay_failure)[:300]}" if failed else ""
 
 
 def ends(history: WorkflowHistory) -> bool:
@@ -145,7 +150,8 @@ def main() -> None:
     os._exit(0)
 
 
-def _compare(commands: Commands, events: Sequence[HistoryEvent], *, whole: bool) -> list[str]:
+def compare(commands: Commands, events: Sequence[HistoryEvent], *, whole: bool) -> list[str]:
+    """What of a history differs from the commands that the code issues over it."""
     return [
         *_activities(commands, events, whole),
         *_timers(commands, events, whole),
