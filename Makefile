@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo dev test test-all coverage lint format bench lock clean
+.PHONY: demo dev test test-slow test-all test-loop coverage lint format bench lock clean
 .DEFAULT_GOAL := demo
 
 $(READY): requirements.lock pyproject.toml deploy/system-packages.sh
@@ -22,11 +22,22 @@ demo: $(READY)
 dev: $(READY)
 	@$(BIN)/masterkey dev $(ARGS)
 
+# In two processes, because tests wait more than they compute; tests/ordering.py says which of them stay together.
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+JOBS ?= 2
+
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(READY)
+	$(PYTEST) -m slow $(ARGS)
 
 test-all: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# The tests 20 times, in random order, half of the runs with a busy core: shows what flakes.
+test-loop: $(READY)
+	.ci/loop $(ARGS)
 
 # The rooms that hold keys have no untested line or branch; this fails when it has.
 coverage: $(READY)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.commands import QuickStack
 from tests.e2e.test_main_job import READ_AND_DERIVE
 from tests.support import eventually
 from workers.local.components import component_keystores
@@ -60,7 +61,7 @@ class Wreck:
 def wreck(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wreck]:
     """An installation over AWS, Azure, Google, an HSM and a custodian's key; then almost everything is lost."""
     folder = tmp_path_factory.mktemp("glass")
-    stack = Stack(folder)
+    stack = QuickStack(folder)
     found = Wreck(stack)
     try:
         stack.start_temporal()

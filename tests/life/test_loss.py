@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import Installation, start_installation
+from tests.conftest import Installation
 from tests.life.test_recover import QUORUM, keystores
 from tests.life.test_reshard import change, unseal
 from tests.life.test_stop import stop
@@ -18,14 +17,6 @@ from tests.life.test_stop import stop
 pytestmark = pytest.mark.timeout(600)
 
 APPROVERS = ("alice", "bob", "carol")
-
-
-@pytest.fixture(scope="module")
-def wreck(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """An installation that loses everything but its keys, its roster and its keystores."""
-    found = start_installation(tmp_path_factory.mktemp("wreck"))
-    yield found
-    found.stack.stop()
 
 
 def newest(installation: Installation) -> Path:
@@ -73,74 +64,74 @@ def bring_back(installation: Installation, bundle: Path, *words: str) -> tuple[i
 
 @pytest.mark.slow
 def test_the_database_is_lost_and_comes_back_from_the_bundle_that_was_written_at_the_last_commit(
-    wreck: Installation,
+    losing: Installation,
 ) -> None:
-    name = wreck.fresh_name()
-    made = wreck.init(name)
-    bundle = newest(wreck)
-    assert wreck.stack.masterkey("bundle", "verify", str(bundle))["ok"] is True
-    head = wreck.stack.masterkey("status", name)["head"]
-    lose(wreck, database=True)
-    code, told = bring_back(wreck, bundle)
+    name = losing.fresh_name()
+    made = losing.init(name)
+    bundle = newest(losing)
+    assert losing.stack.masterkey("bundle", "verify", str(bundle))["ok"] is True
+    head = losing.stack.masterkey("status", name)["head"]
+    lose(losing, database=True)
+    code, told = bring_back(losing, bundle)
     assert (code, told["error"]) == (1, "ApprovalInvalid")
-    code, told = bring_back(wreck, bundle, *approvals(wreck, bundle, APPROVERS[:2]))
+    code, told = bring_back(losing, bundle, *approvals(losing, bundle, APPROVERS[:2]))
     assert (code, told["error"]) == (1, "ApprovalInvalid")
-    code, told = bring_back(wreck, bundle, *approvals(wreck, bundle))
+    code, told = bring_back(losing, bundle, *approvals(losing, bundle))
     assert (code, told["keystores_asked"]) == (0, True), told
     assert sorted(told["approved_by"]) == list(APPROVERS)
-    assert wreck.stack.masterkey("status", name)["head"] != head
-    assert f"32 {made['kcv']}" in unseal(wreck, name, ["carol", "dave", "erin"])[1]
+    assert losing.stack.masterkey("status", name)["head"] != head
+    assert f"32 {made['kcv']}" in unseal(losing, name, ["carol", "dave", "erin"])[1]
     # Again is harmless.
-    assert bring_back(wreck, bundle)[1]["added"] == 0
+    assert bring_back(losing, bundle)[1]["added"] == 0
 
 
 @pytest.mark.slow
-def test_temporal_and_its_histories_are_lost_and_nothing_else_is(wreck: Installation) -> None:
-    name = wreck.fresh_name()
-    made = wreck.init(name, "seal", count=2)
-    lose(wreck, temporal=True)
-    assert f"32 {made['kcv']}" in unseal(wreck, name, [])[1]
-    assert wreck.stack.masterkey("drill", name)["healthy"] is True
+def test_temporal_and_its_histories_are_lost_and_nothing_else_is(losing: Installation) -> None:
+    name = losing.fresh_name()
+    made = losing.init(name, "seal", count=2)
+    lose(losing, temporal=True)
+    assert f"32 {made['kcv']}" in unseal(losing, name, [])[1]
+    assert losing.stack.masterkey("drill", name)["healthy"] is True
 
 
 @pytest.mark.slow
-def test_both_are_lost(wreck: Installation) -> None:
-    name = wreck.fresh_name()
-    made = wreck.init(name)
-    bundle = newest(wreck)
-    lose(wreck, database=True, temporal=True)
-    assert bring_back(wreck, bundle, *approvals(wreck, bundle))[0] == 0
-    result = change(wreck, "reshard", name, QUORUM, "--threshold", "2", *keystores(1, 2, 3))
+def test_both_are_lost(losing: Installation) -> None:
+    name = losing.fresh_name()
+    made = losing.init(name)
+    bundle = newest(losing)
+    lose(losing, database=True, temporal=True)
+    assert bring_back(losing, bundle, *approvals(losing, bundle))[0] == 0
+    result = change(losing, "reshard", name, QUORUM, "--threshold", "2", *keystores(1, 2, 3))
     assert result["kcv"] == made["kcv"]
-    assert f"32 {made['kcv']}" in unseal(wreck, name, QUORUM)[1]
+    assert f"32 {made['kcv']}" in unseal(losing, name, QUORUM)[1]
 
 
 @pytest.mark.slow
 def test_a_bundle_from_before_a_reshard_or_a_stop_is_noticed_by_what_the_keystores_remember(
-    wreck: Installation,
+    losing: Installation,
 ) -> None:
-    name = wreck.fresh_name()
-    wreck.init(name)
-    old = newest(wreck)
-    change(wreck, "reshard", name, QUORUM, "--threshold", "2", *keystores(1, 2, 3, 4, 5))
-    new = newest(wreck)
-    lose(wreck, database=True, temporal=True)
-    code, told = bring_back(wreck, old, *approvals(wreck, old))
+    name = losing.fresh_name()
+    losing.init(name)
+    old = newest(losing)
+    change(losing, "reshard", name, QUORUM, "--threshold", "2", *keystores(1, 2, 3, 4, 5))
+    new = newest(losing)
+    lose(losing, database=True, temporal=True)
+    code, told = bring_back(losing, old, *approvals(losing, old))
     assert (code, told["error"]) == (1, "BundleInvalid")
-    assert bring_back(wreck, new, *approvals(wreck, new))[0] == 0
+    assert bring_back(losing, new, *approvals(losing, new))[0] == 0
     # A stop that the ledger forgot is remembered where it counts.
-    assert stop(wreck, name)[0] == 0
-    lose(wreck, database=True, temporal=True)
+    assert stop(losing, name)[0] == 0
+    lose(losing, database=True, temporal=True)
     # The bundle of before it: nothing but the keystores knows of the stop.
-    assert bring_back(wreck, new, *approvals(wreck, new))[0] == 0
-    child = wreck.stack.background("unseal", name, "--deadline-hours", "0.005", "--exec", "--", "true")
-    wreck.approve(_started(child), QUORUM)
+    assert bring_back(losing, new, *approvals(losing, new))[0] == 0
+    child = losing.stack.background("unseal", name, "--deadline-hours", "0.005", "--exec", "--", "true")
+    losing.approve(_started(child), QUORUM)
     out, _ = child.communicate(timeout=60)
     assert json.loads(out)["error"] == "Stopped"
     # And the quorum can lift it all the same.
-    lifted = change(wreck, "seal", name, QUORUM, "--lift")
+    lifted = change(losing, "seal", name, QUORUM, "--lift")
     assert len(lifted["stops"]) == 1
-    unseal(wreck, name, QUORUM)
+    unseal(losing, name, QUORUM)
 
 
 def _started(child: Any) -> str:

@@ -73,17 +73,18 @@ def test_packed_bytes_do_not_touch_their_neighbours() -> None:
 def test_fewer_shares_than_the_threshold_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     # Exhaustive for one secret byte and M = 2: over all coefficients, one share takes every value equally
     # often, whatever the secret is. For M = 3, so does every pair of shares.
+    drawn: list[int] = []
+    monkeypatch.setattr("activities.crypto.shamir.secrets.token_bytes", lambda _: bytes([drawn.pop()]))
     for secret in (0, 1, 0x53, 255):
         seen: Counter[int] = Counter()
         for coefficient in range(256):
-            monkeypatch.setattr("activities.crypto.shamir.secrets.token_bytes", lambda n, c=coefficient: bytes([c]))
+            drawn.append(coefficient)
             seen[shamir.split(bytes([secret]), 2, [7, 9])[0][0]] += 1
         assert seen == Counter(dict.fromkeys(range(256), 1))
     for secret in (0, 0xA5):
         pairs: Counter[tuple[int, int]] = Counter()
         for first, second in itertools.product(range(256), repeat=2):
-            drawn = iter((bytes([first]), bytes([second])))
-            monkeypatch.setattr("activities.crypto.shamir.secrets.token_bytes", lambda n, d=drawn: next(d))
+            drawn += [second, first]
             one, two, _ = shamir.split(bytes([secret]), 3, [1, 2, 3])
             pairs[one[0], two[0]] += 1
         assert len(pairs) == 65536
