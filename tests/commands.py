@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -60,12 +61,15 @@ class Running:
         _STDERR.set(self._err)
         _CONFIG.set(Path("masterkey.toml"))
         _JSON.set(False)
-        code = 70
+        code = 1
         try:
             with _environment(self._env):
                 app.main(self._words)
         except _Exited as exited:
             code = exited.code
+        except BaseException:  # noqa: BLE001 - a process would show it, and exit with 1
+            code = 1
+            traceback.print_exc(file=self._err)
         finally:
             self._err.close()
             self.returncode = code

@@ -112,20 +112,30 @@ def temporal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedTempora
     found.stop()
 
 
-@pytest.fixture(scope="session")
-def installation(tmp_path_factory: pytest.TempPathFactory, temporal: SharedTemporal) -> Iterator[Installation]:
-    """One running installation for all tests that do not break it; its roles run in this process."""
-    folder = tmp_path_factory.mktemp("installation")
+def run_installation(
+    folder: Path, temporal: SharedTemporal, count: int = 5, kind: type[Site] = Site, metrics_port: int | None = None
+) -> Installation:
+    """As `start_installation`, with its roles in this process and a namespace of a server that others use too.
+
+    The SDK serves metrics for as long as the process lives: an orchestrator that is started again can have none.
+    """
     bao = start_openbao(folder / "openbao")
     try:
-        keystores = transit_keystores(bao, folder)
-        site = Site.start(folder, temporal, keystores, one_keystore_process=True, metrics_port=free_port())
+        keystores = transit_keystores(bao, folder, count)
+        site = kind.start(folder, temporal, keystores, one_keystore_process=True, metrics_port=metrics_port)
     except BaseException:
         bao.service.stop()
         raise
     site.services["openbao"] = bao.service
-    yield Installation(site, bao)
-    site.stop()
+    return Installation(site, bao)
+
+
+@pytest.fixture(scope="session")
+def installation(tmp_path_factory: pytest.TempPathFactory, temporal: SharedTemporal) -> Iterator[Installation]:
+    """One running installation for all tests that do not break it."""
+    found = run_installation(tmp_path_factory.mktemp("installation"), temporal, metrics_port=free_port())
+    yield found
+    found.stack.stop()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

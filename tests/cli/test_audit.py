@@ -135,7 +135,7 @@ def test_who_has_neither_ledger_nor_bundle_is_told_what_to_name(desk: Path) -> N
 
 def replay(installation: Installation, *words: str, config: str = "orchestrator") -> tuple[int, dict[str, Any], str]:
     child = installation.stack.background("audit", "replay", *words, config=config)
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=120)
     return child.returncode, json.loads(out), err
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ import pytest
 
 from activities.keystores.kinds.age_keys import write_identity
 from tests.cli.terminal import on_terminal
-from tests.conftest import Installation, start_installation
+from tests.conftest import Installation, run_installation
+from tests.driving.site import NAMES, SharedTemporal, Site
 from tests.support import eventually
-from workers.local.stack import to_toml
+from workers.local.stack import Stack, to_toml
 
 KEYSTORE = "offline-carol"
 
@@ -90,9 +91,17 @@ def finished(child: subprocess.Popen[str], code: int = 0, limit: float = 60) -> 
     return answer | {"err": err}
 
 
+class Described(Site):
+    """A site whose roster is made from a description, which then grows."""
+
+    def make_roster(self, *, quorum: int = 3, master_keys: Sequence[str] = NAMES) -> None:
+        """With the command line."""
+        Stack.make_roster(self, quorum=quorum, master_keys=master_keys)
+
+
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    installation = start_installation(tmp_path_factory.mktemp("offline"), count=2)
+def house(tmp_path_factory: pytest.TempPathFactory, temporal: SharedTemporal) -> Iterator[House]:
+    installation = run_installation(tmp_path_factory.mktemp("offline"), temporal, 2, Described)
     try:
         stack, folder = installation.stack, installation.folder
         made = stack.masterkey("offline", "keygen", KEYSTORE, "--out", str(folder / "carols"), "--custodian", "carol")
@@ -177,14 +186,11 @@ def test_a_drill_asks_the_custodian_and_gets_a_proof_alone(house: House) -> None
 def start_drill(house: House, request: Any) -> None:
     import asyncio
 
-    from temporalio.client import Client
-
     from workers.client import ceremonies as ceremony_client
-    from workers.connection import DATA_CONVERTER
 
     async def start() -> None:
-        assert house.installation.stack.temporal is not None
-        client = await Client.connect(house.installation.stack.temporal.endpoint, data_converter=DATA_CONVERTER)
+        assert isinstance(house.installation.stack, Site)
+        client = await house.installation.stack.connect()
         await ceremony_client.start(client, "DrillWorkflow", request)
 
     asyncio.run(start())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,26 +60,38 @@ def test_a_drill_notices_an_unlogged_change_in_a_keystore(installation: Installa
 def test_a_drill_notices_an_altered_ciphertext_and_a_lost_majority(installation: Installation) -> None:
     name = installation.fresh_name()
     made = installation.init(name, threshold=2, count=2)
-    with sqlite3.connect(installation.folder / "masterkey.db") as database:
-        triggers = database.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
-        for trigger, _ in triggers:
-            database.execute(f"DROP TRIGGER {trigger}")
-        changed = database.execute(
-            "UPDATE shards SET ciphertext = 'AAAA' || substr(ciphertext, 5) WHERE shard_index = 1 AND protection = "
-            "(SELECT protection FROM protections WHERE digest = ?)",
-            (made["manifest"],),
-        )
-        assert changed.rowcount == 1
-        for _, sql in triggers:
-            database.execute(sql)
-    code, result = drill(installation, name)
+    ledger = installation.folder / "masterkey.db"
+    select = "SELECT protection FROM protections WHERE digest = ?"
+    with sqlite3.connect(ledger) as database:
+        [[protection]] = database.execute(select, (made["manifest"],)).fetchall()
+        place = f"FROM shards WHERE shard_index = 1 AND protection = '{protection}'"
+        [[before]] = database.execute(f"SELECT ciphertext {place}").fetchall()
+    rewrite_ciphertext(ledger, protection, f"AAAA{before[4:]}")
+    try:
+        code, result = drill(installation, name)
+    finally:
+        # Other tests export this ledger.
+        rewrite_ciphertext(ledger, protection, before)
     assert (code, result["spare"]) == (1, -1)
     assert result["protections"][0]["shards"][0]["error"] == "CiphertextInvalid"
 
 
+def rewrite_ciphertext(ledger: Path, protection: str, ciphertext: str) -> None:
+    """Change the first shard of a protection, as whoever controls the database can."""
+    with sqlite3.connect(ledger) as database:
+        triggers = database.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for trigger, _ in triggers:
+            database.execute(f"DROP TRIGGER {trigger}")
+        values = (ciphertext, protection)
+        changed = database.execute("UPDATE shards SET ciphertext = ? WHERE shard_index = 1 AND protection = ?", values)
+        assert changed.rowcount == 1
+        for _, sql in triggers:
+            database.execute(sql)
+
+
 def test_a_drill_of_an_unknown_masterkey_is_refused(installation: Installation) -> None:
     child = installation.stack.background("drill", "nothing")
-    out, _ = child.communicate(timeout=60)
+    out, _ = child.communicate(timeout=120)
     assert child.returncode == 1
     assert json.loads(out)["error"] == "NotKnown"
 

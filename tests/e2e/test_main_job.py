@@ -26,7 +26,7 @@ def test_an_sss_masterkey_is_released_by_three_custodians(installation: Installa
         ]
     )[0]
     installation.approve(ceremony, ["carol", "dave", "erin"])
-    out, err = child.communicate(timeout=30)
+    out, err = child.communicate(timeout=120)
     assert child.returncode == 0, err
     answer = json.loads(out)
     assert answer["approved_by"] == ["carol", "dave", "erin"]
@@ -38,7 +38,7 @@ def test_a_sealed_masterkey_is_released_to_its_recipient_at_once(installation: I
     name = installation.fresh_name()
     made = installation.init(name, "seal", count=2)
     child = installation.stack.background("unseal", name, "--exec", "--", sys.executable, "-c", READ_AND_DERIVE, name)
-    out, err = child.communicate(timeout=30)
+    out, err = child.communicate(timeout=120)
     assert child.returncode == 0, err
     assert json.loads(out)["approved_by"] == []
     assert f"32 {made['kcv']}" in err

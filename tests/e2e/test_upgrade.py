@@ -261,7 +261,7 @@ async def test_ceremonies_stay_on_the_build_that_began_them_and_new_ones_begin_o
         await upgrading.finish(ceremony)
         assert upgrading.opened_by(ceremony) == ours
     assert upgrading.receiving is not None
-    said, error = upgrading.receiving.communicate(timeout=60)
+    said, error = upgrading.receiving.communicate(timeout=120)
     assert upgrading.receiving.returncode == 0, error
     assert json.loads(said)["ok"]
     drill = upgrading.say("drill", "mk-2")

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import Installation, start_installation
+from tests.conftest import Installation, run_installation
+from tests.driving.site import SharedTemporal
 
 
 @pytest.fixture(scope="package")
-def losing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def losing(tmp_path_factory: pytest.TempPathFactory, temporal: SharedTemporal) -> Iterator[Installation]:
     """Tests take keys, the database or Temporal away; each makes its own MasterKeys over keystores that are whole."""
-    found = start_installation(tmp_path_factory.mktemp("losing"), count=8)
+    found = run_installation(tmp_path_factory.mktemp("losing"), temporal, count=8)
     yield found
     found.stack.stop()

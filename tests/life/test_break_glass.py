@@ -123,12 +123,12 @@ def test_nothing_but_the_bundle_an_hsm_and_a_custodians_own_key_brings_the_maste
     words: list[str] = []
     for name in ("bob", "carol", "dave"):
         child = wreck.run("client", "127.0.0.1:1", "bundle", "approve", str(bundle), "--key", wreck.key(name), "--yes")
-        words += ["--approval", json.loads(child.communicate(timeout=60)[0])["approval"]]
+        words += ["--approval", json.loads(child.communicate(timeout=120)[0])["approval"]]
     glass = wreck.folder / "glass"
     replacements = [word for name in ("bao-fra", "bao-zrh") for word in ("--replace", name)]
     common = ("recover", NAME, "--from-bundle", str(bundle), "--embedded", "--folder", str(glass), *replacements)
     refused = wreck.run("laptop", "127.0.0.1:1", *common, *words[:4])
-    assert json.loads(refused.communicate(timeout=60)[0])["error"] == "BreakGlassFailed"
+    assert json.loads(refused.communicate(timeout=120)[0])["error"] == "BreakGlassFailed"
     assert refused.returncode == 1
     child = wreck.run("laptop", "127.0.0.1:1", *common, *words)
     said: list[str] = []
@@ -143,7 +143,7 @@ def test_nothing_but_the_bundle_an_hsm_and_a_custodians_own_key_brings_the_maste
     eventually(lambda: told("recover eu10: quorum"), 90)
     for name in ("bob", "dave", "erin"):
         approved = wreck.run("client", temporal, "approve", ceremony, "--key", wreck.key(name), "--yes")
-        _, err = approved.communicate(timeout=60)
+        _, err = approved.communicate(timeout=120)
         assert approved.returncode == 0, err
     contribution = wreck.run("erin", temporal, "contribute", ceremony, "--keystore", PAPER, "--yes")
     _, err = contribution.communicate(timeout=120)
@@ -173,5 +173,5 @@ def test_nothing_but_the_bundle_an_hsm_and_a_custodians_own_key_brings_the_maste
             break
     for name in ("alice", "bob", "dave"):
         stack.masterkey("approve", ceremony, "--key", wreck.key(name), "--yes")
-    _, err = unsealing.communicate(timeout=60)
+    _, err = unsealing.communicate(timeout=120)
     assert f"32 {wreck.kcv}" in err

@@ -45,7 +45,7 @@ def test_nothing_is_recovered_where_nothing_is_lost(losing: Installation) -> Non
     name = losing.fresh_name()
     losing.init(name, threshold=2, count=3)
     child = losing.stack.background("recover", name)
-    out, _ = child.communicate(timeout=60)
+    out, _ = child.communicate(timeout=120)
     assert (child.returncode, json.loads(out)["error"]) == (1, "PlanInvalid")
     assert "an unseal just works" in json.loads(out)["next_step"]
 
@@ -150,7 +150,7 @@ def test_so_much_is_gone_that_nothing_can_be_done_and_that_is_said(losing: Insta
     losing.init(name, threshold=2, count=3)
     with deleted(losing, "bao-1", "bao-2"):
         child = losing.stack.background("recover", name)
-        out, _ = child.communicate(timeout=60)
+        out, _ = child.communicate(timeout=120)
     told = json.loads(out)
     assert (child.returncode, told["error"]) == (1, "QuorumUnreachable")
     assert "bao-1, bao-2" in told["message"]

@@ -22,7 +22,7 @@ def unseal(installation: Installation, name: str, who: list[str], *words: str) -
     )
     if who:
         approve_waiting(installation, name, "unseal", who)
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=120)
     assert child.returncode == 0, err
     return json.loads(out), err
 
@@ -103,7 +103,7 @@ def test_what_was_retired_is_destroyed_by_the_quorum_and_by_the_collector(instal
     assert [found[epoch]["status"] for epoch in (1, 2, 3)] == ["retired", "retired", "active"]
     assert (found[1]["destroy_after"], bool(found[2]["destroy_after"])) == (None, True)
     child = installation.stack.background("destroy", name, "--epoch", "3")
-    assert json.loads(child.communicate(timeout=60)[0])["error"] == "PlanInvalid"
+    assert json.loads(child.communicate(timeout=120)[0])["error"] == "PlanInvalid"
     told = change(installation, "destroy", name, ["alice", "bob", "carol"], "--epoch", "1")
     assert {one["keystore"] for one in told["old_keys"]} == {"bao-1", "bao-2"}
     installation.stack.masterkey("ledger", "collect")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.identity import Identity
 from tests.conftest import Installation
+from tests.driving.site import Site
 from tests.life.test_reshard import approve_waiting, change, unseal
 from tests.support import eventually
 from workflows.contracts import names
@@ -63,14 +63,14 @@ def test_a_stop_ends_programs_and_running_unseals_and_only_the_quorum_lifts_it(
     assert code == 0, told
     assert [one["acknowledged"] for one in told["keystores"]] == [True] * 5
     assert sorted(one["state"] for one in told["holders"]) == ["ended", "ended"]
-    out, err = holder.communicate(timeout=30)
+    out, err = holder.communicate(timeout=120)
     assert (holder.returncode, json.loads(out)["stopped"]) == (1, True), err
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
-    out, err = waiting.communicate(timeout=30)
+    out, err = waiting.communicate(timeout=120)
     assert json.loads(out)["error"] == "Stopped", err
     # Nobody is served any more, and that is said at once; the drill, which opens nothing, still works.
     child = installation.stack.background("unseal", name, "--exec", "--", "true")
-    assert json.loads(child.communicate(timeout=30)[0])["error"] == "Stopped"
+    assert json.loads(child.communicate(timeout=120)[0])["error"] == "Stopped"
     assert installation.stack.masterkey("drill", name)["healthy"] is True
     shown = installation.stack.masterkey("status", name)["stops"]
     assert [(one["ordered_by"], one["reason"]) for one in shown] == [("erin", "a laptop was stolen")]
@@ -86,12 +86,13 @@ def test_a_stop_ends_programs_and_running_unseals_and_only_the_quorum_lifts_it(
 def test_who_cannot_be_told_is_named_with_the_keys_to_disable_by_hand(installation: Installation) -> None:
     name = installation.fresh_name()
     installation.init(name, "seal", count=2)
-    service = installation.stack.services["keystores"]
-    service.signal_group(signal.SIGSTOP)
+    site = installation.stack
+    assert isinstance(site, Site)
+    site.kill("keystores")
     try:
         code, told = stop(installation, name, "alice", "--patience", "3")
     finally:
-        service.signal_group(signal.SIGCONT)
+        site.start_again("keystores")
     assert code == 1
     by_name = {one["keystore"]: one for one in told["keystores"]}
     assert not any(one["acknowledged"] for one in by_name.values())
