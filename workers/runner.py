@@ -22,7 +22,7 @@ from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, Workflo
 
 from workflows.calls.failures import as_failure
 from workflows.catalogue import GATED, WORKFLOWS
-from workflows.contracts.trust.errors import MasterKeyError, PlanInvalid
+from workflows.contracts.trust.errors import DocumentInvalid, MasterKeyError
 
 _PINNED = frozenset(workflow.__name__ for workflow in WORKFLOWS if workflow not in GATED)
 
@@ -104,7 +104,7 @@ class _StrictInstance(WorkflowInstance):
             )
         else:
             return None
-        return PlanInvalid(
+        return DocumentInvalid(
             f"{self._det.info.workflow_type} was started with something else than its request: {reason}",
             next_step="start ceremonies with `masterkey`, of the same version as the orchestrator or older",
         )
