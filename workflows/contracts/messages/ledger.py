@@ -67,7 +67,7 @@ class Begun(Message):
     proofs: tuple[LastProof, ...] = ()
 
 
-class PlanMade(Message):
+class RecordPlan(Message):
     """Record a ceremony's plan."""
 
     ceremony: CeremonyId
