@@ -32,9 +32,9 @@ from workflows.contracts.messages.ledger import (
     ExecuteOrder,
     ExportBundle,
     HoldingRecorded,
+    PlanMade,
     RecordEvents,
     RecordHolding,
-    RecordPlan,
     Stage,
 )
 from workflows.contracts.messages.report import CeremonySummary, ProtectionSummary, Report, ReportRequest
@@ -130,7 +130,7 @@ class LedgerActivities:
 
     @activity.defn(name=names.RECORD_PLAN)
     @_translated
-    def record_plan(self, request: RecordPlan) -> None:
+    def record_plan(self, request: PlanMade) -> None:
         """Write down a plan, once; a recovery may replace it by another of its own."""
         plan = parse_plan(request.plan)
         if plan.ceremony != request.ceremony:

@@ -23,9 +23,9 @@ from workflows.contracts.messages.ledger import (
     Commit,
     Event,
     ExecuteOrder,
+    PlanMade,
     RecordEvents,
     RecordHolding,
-    RecordPlan,
     Stage,
 )
 from workflows.contracts.messages.protection import StoredProtection
@@ -75,7 +75,7 @@ class Life:
 
     def plan(self, plan: Plan) -> None:
         """Record a plan."""
-        made = RecordPlan(ceremony=plan.ceremony, master_key=NAME, phase="quorum", plan=plan.canonical().decode())
+        made = PlanMade(ceremony=plan.ceremony, master_key=NAME, phase="quorum", plan=plan.canonical().decode())
         self.activities.record_plan(made)
 
     def record(self, ceremony: str, *events: Event) -> None:

@@ -16,7 +16,7 @@ from tests.bundle.life import NAME, QUORUM, Life, world_keystores
 from tests.ledger.conftest import Shared
 from tests.ledger.samples import sql
 from tests.world import World, now
-from workflows.contracts.messages.ledger import ExecuteOrder, RecordPlan
+from workflows.contracts.messages.ledger import ExecuteOrder, PlanMade
 from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.messages.report import Report, ReportRequest
 from workflows.contracts.trust.canonical import digest, format_time
@@ -255,7 +255,7 @@ def test_the_collector_discards_what_a_killed_activity_left_staged(life: Life, u
 def test_a_plan_of_another_ceremony_is_not_recorded(life: Life) -> None:
     life.begin(ceremony := life.id_of("init"))
     plan = life.world.init_plan(life.world.target(), ceremony=life.id_of("init"))
-    made = RecordPlan(ceremony=ceremony, master_key=NAME, phase="quorum", plan=plan.canonical().decode())
+    made = PlanMade(ceremony=ceremony, master_key=NAME, phase="quorum", plan=plan.canonical().decode())
     with refused("LedgerConflict"):
         life.activities.record_plan(made)
     assert life.ledger.ceremony(ceremony).plan is None

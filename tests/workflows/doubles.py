@@ -30,8 +30,8 @@ from workflows.contracts.messages.ledger import (
     CloseCeremony,
     Commit,
     ExportBundle,
+    PlanMade,
     RecordEvents,
-    RecordPlan,
     Stage,
 )
 from workflows.contracts.messages.protection import DekAnswer, StoredProtection, StoredShard
@@ -87,7 +87,7 @@ class Doubles:
         )
 
     @activity.defn(name=names.RECORD_PLAN)
-    async def record_plan(self, request: RecordPlan) -> None:
+    async def record_plan(self, request: PlanMade) -> None:
         Plan.parse(request.plan.encode())
 
     @activity.defn(name=names.RECORD_EVENTS)

@@ -35,9 +35,9 @@ from workflows.contracts.messages.ledger import (
     CloseCeremony,
     Commit,
     ExecuteOrder,
+    PlanMade,
     RecordEvents,
     RecordHolding,
-    RecordPlan,
     Stage,
 )
 from workflows.contracts.trust.canonical import canonical_json, format_time
@@ -134,7 +134,7 @@ class Expectations:
             yield _own(call, asked.master_key, StopOrdered(**asked.stop.model_dump()))
 
     def _plan(self, call: Call) -> Iterator[Expected]:
-        asked = RecordPlan.model_validate_json(call.data)
+        asked = PlanMade.model_validate_json(call.data)
         deadline = Plan.parse(asked.plan.encode()).expires
         yield _own(call, asked.master_key, PlanProposed(plan=asked.plan, deadline=deadline))
 

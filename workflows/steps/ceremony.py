@@ -16,7 +16,7 @@ from temporalio import workflow
 from workflows.calls.failures import as_failure
 from workflows.calls.ledger import call_ledger
 from workflows.contracts import names
-from workflows.contracts.messages.ledger import ENDS, RecordPlan
+from workflows.contracts.messages.ledger import ENDS, PlanMade
 from workflows.contracts.messages.status import CeremonyStatus, KeystoreHealth, SubmitOutcome
 from workflows.contracts.trust.canonical import Signed
 from workflows.contracts.trust.errors import (
@@ -146,7 +146,7 @@ class Ceremony(RecordedWorkflow):
         plan = self.plan.canonical().decode()
         await call_ledger(
             names.RECORD_PLAN,
-            RecordPlan(ceremony=self.ceremony, master_key=self.master_key, phase=self.phase, plan=plan),
+            PlanMade(ceremony=self.ceremony, master_key=self.master_key, phase=self.phase, plan=plan),
         )
         await self.wait_for_quorum("quorum")
 

@@ -67,7 +67,7 @@ class Begun(Message):
     proofs: tuple[LastProof, ...] = ()
 
 
-class RecordPlan(Message):
+class PlanMade(Message):
     """Record a ceremony's plan."""
 
     ceremony: CeremonyId
