@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from temporalio.client import WorkflowHistory
 
 from activities.ledger.activities import ABANDONED
-from activities.ledger.log.events import OWN
+from activities.ledger.log.events import OWN, CeremonyClosed, StagedDiscarded
 from activities.ledger.log.records import EventRecord
 from activities.ledger.log.signed import read_object
 from workers.audit import replay
@@ -129,10 +129,10 @@ def _by_others(asked: Expectations, event: EventRecord, runs: Sequence[Run]) -> 
     if not event.key.startswith(OWN):
         return False
     said = read_object(event.body)
-    if event.type == "staged-discarded":
+    if event.type == StagedDiscarded.TYPE:
         return isinstance(said.get("discarded"), list) and set(map(str, said["discarded"])) <= asked.staged
     abandoned = {"outcome": "failed", "detail": ABANDONED}
-    return event.type == "ceremony-closed" and said == abandoned and any(run.outside for run in runs)
+    return event.type == CeremonyClosed.TYPE and said == abandoned and any(run.outside for run in runs)
 
 
 __all__ = ["Compared", "Run", "audit_run", "compare_with_log"]

@@ -18,6 +18,7 @@ from activities.ledger.bundle.places import write_file
 from activities.ledger.bundle.verify import Verified
 from activities.ledger.bundle.verify import verify as check
 from activities.ledger.log.describe import describe_event, name_of
+from activities.ledger.log.events import PlanProposed
 from activities.ledger.log.records import EventRecord
 from activities.ledger.log.signed import verify_signatures
 from workers.audit.compare import Compared, Run, audit_run, compare_with_log
@@ -253,7 +254,7 @@ async def _fetch(ceremony: str) -> list[tuple[WorkflowHistory, bool]]:
 
 def _approved(events: Sequence[EventRecord], chain: RosterChain) -> list[str]:
     """Who approved the plan that was put last, each signature verified."""
-    plans = [event.key.removeprefix("ledger:plan-made:") for event in events if event.type == "plan-made"]
+    plans = [event.key.removeprefix(PlanProposed.key_of() + ":") for event in events if event.type == PlanProposed.TYPE]
     if not plans:
         return []
     try:

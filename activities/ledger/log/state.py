@@ -227,6 +227,6 @@ def _ceremony(state: LedgerState, event: EventRecord) -> CeremonyPast:
     past = state.ceremonies.get(event.ceremony)
     if past is None or past.master_key != event.master_key:
         raise wrong(event, "its ceremony was not opened, or is of another MasterKey")
-    if past.outcome and event.type != "staged-discarded":
+    if past.outcome and event.type != StagedDiscarded.TYPE:
         raise wrong(event, "its ceremony was over")
     return past
