@@ -19,8 +19,9 @@ from workflows.contracts.messages.protection import StoredProtection, StoredShar
 from workflows.contracts.messages.requests import DrillRequest
 from workflows.contracts.messages.results import DrillResult, ProtectionHealth, ShardHealth
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.errors import KeystoreUnavailable, MasterKeyError
+from workflows.contracts.trust.errors import MasterKeyError
 from workflows.contracts.trust.roster import Roster
+from workflows.contracts.trust.service_errors import KeystoreUnavailable
 from workflows.steps.contribute import Contributing
 from workflows.steps.notify import notify_of_commit
 from workflows.steps.protections import StoredManifest

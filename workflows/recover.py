@@ -21,17 +21,15 @@ from workflows.contracts.messages.ledger import Begun
 from workflows.contracts.messages.requests import ChangedPlan, RecoverRequest
 from workflows.contracts.messages.results import ReshardResult
 from workflows.contracts.messages.status import KeystoreHealth
-from workflows.contracts.trust.errors import (
+from workflows.contracts.trust.errors import DocumentInvalid, MasterKeyError, PlanInvalid
+from workflows.contracts.trust.roster import Roster
+from workflows.contracts.trust.service_errors import (
     CeremonyEnded,
-    DocumentInvalid,
     KeystoreUnavailable,
-    MasterKeyError,
     NotKnown,
-    PlanInvalid,
     QuorumUnreachable,
     Stopped,
 )
-from workflows.contracts.trust.roster import Roster
 from workflows.steps.assess import GONE, LOST, USABLE, Assessment
 from workflows.steps.backoff import backoff
 from workflows.steps.plan import Topology, choose_strongroom, make_plan

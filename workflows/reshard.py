@@ -11,8 +11,8 @@ from temporalio import workflow
 
 from workflows.contracts.messages.requests import ReshardRequest
 from workflows.contracts.messages.results import ReshardResult
-from workflows.contracts.trust.errors import NotKnown
 from workflows.contracts.trust.fields import Purpose
+from workflows.contracts.trust.service_errors import NotKnown
 from workflows.steps.plan import Topology, choose_strongroom, make_plan
 from workflows.steps.protections import StoredManifest, by_purpose
 from workflows.steps.replace import Replacement, Resharding

@@ -23,7 +23,8 @@ from workflows.contracts.messages.report import Report, ReportRequest
 from workflows.contracts.messages.requests import CollectRequest, SurveyRequest
 from workflows.contracts.messages.results import SurveyResult
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.errors import MasterKeyError, NotKnown
+from workflows.contracts.trust.errors import MasterKeyError
+from workflows.contracts.trust.service_errors import NotKnown
 
 _TIMEOUT = timedelta(seconds=15)
 

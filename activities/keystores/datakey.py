@@ -39,17 +39,13 @@ from workflows.contracts.trust.authority import (
     check_reshard,
 )
 from workflows.contracts.trust.canonical import Message, Signed, decode64, digest, encode64, seconds
-from workflows.contracts.trust.errors import (
-    AuthorityInvalid,
-    CiphertextInvalid,
-    KeyNotFound,
-    ManifestInvalid,
-)
+from workflows.contracts.trust.errors import AuthorityInvalid, CiphertextInvalid, ManifestInvalid
 from workflows.contracts.trust.fields import Work
-from workflows.contracts.trust.keystore import CheckResponse, KeyDescription
+from workflows.contracts.trust.keystore import CheckResponse, KeyDescription, check_session
 from workflows.contracts.trust.plan import parse_plan
 from workflows.contracts.trust.protection import KeystoreContext, Manifest, ManifestShard
-from workflows.contracts.trust.session import DekResponse, SessionAnnouncement, check_session, dek_info
+from workflows.contracts.trust.service_errors import KeyNotFound
+from workflows.contracts.trust.session import DekResponse, SessionAnnouncement, dek_info
 
 
 class KeystoreCall(Asked):

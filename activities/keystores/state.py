@@ -20,8 +20,9 @@ from typing import Literal
 from pydantic import Field
 
 from workflows.contracts.trust.canonical import Part
-from workflows.contracts.trust.errors import ConfigurationInvalid, ManifestInvalid, Stopped
+from workflows.contracts.trust.errors import ConfigurationInvalid, ManifestInvalid
 from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.service_errors import Stopped
 
 FORMAT: Literal[1] = 1
 """Of the file; it rises with every field that an older version must not lose."""

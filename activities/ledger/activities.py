@@ -40,9 +40,10 @@ from workflows.contracts.messages.ledger import (
 from workflows.contracts.messages.report import CeremonySummary, ProtectionSummary, Report, ReportRequest
 from workflows.contracts.messages.results import DrillResult
 from workflows.contracts.trust.canonical import format_time
-from workflows.contracts.trust.errors import CeremonyEnded, LedgerConflict, MasterKeyError, NotKnown, PlanInvalid
+from workflows.contracts.trust.errors import MasterKeyError, PlanInvalid
 from workflows.contracts.trust.plan import parse_plan
 from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.service_errors import CeremonyEnded, LedgerConflict, NotKnown
 
 ABANDONED = "ended from outside before it was done"
 """What stands in the record of a ceremony that did not close itself."""

@@ -20,7 +20,8 @@ from typing import TypeVar
 from activities.oneshot.child import MAXIMUM_FRAME, child_main
 from activities.oneshot.installed import run_only_installed_code
 from workflows.contracts.trust.canonical import Message
-from workflows.contracts.trust.errors import BY_NAME, SessionLost
+from workflows.contracts.trust.errors import SessionLost
+from workflows.contracts.trust.service_errors import BY_NAME
 
 M = TypeVar("M", bound=Message)
 

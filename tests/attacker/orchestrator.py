@@ -36,10 +36,10 @@ from workflows.contracts.messages.keystore import (
 from workflows.contracts.messages.protection import DekAnswer, StoredProtection
 from workflows.contracts.messages.strongroom import Delivered, Protect, Release, Reshard, SessionOpened
 from workflows.contracts.trust.canonical import Message, Signed
-from workflows.contracts.trust.errors import narrowest
 from workflows.contracts.trust.keystore import KeystoreState, StateStatement
 from workflows.contracts.trust.plan import Plan
 from workflows.contracts.trust.quorum import Authority
+from workflows.contracts.trust.service_errors import narrowest
 
 M = TypeVar("M", bound=Message)
 

@@ -18,16 +18,10 @@ from tests.world import NAMES, now
 from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.names import new_ceremony_id
 from workflows.contracts.trust.canonical import Signed, canonical_json, digest
-from workflows.contracts.trust.errors import (
-    ApprovalInvalid,
-    KeyNotFound,
-    ManifestInvalid,
-    MasterKeyError,
-    NameTaken,
-    PlanInvalid,
-)
+from workflows.contracts.trust.errors import ApprovalInvalid, ManifestInvalid, MasterKeyError, PlanInvalid
 from workflows.contracts.trust.plan import Approval, Plan, Target, TargetShard
 from workflows.contracts.trust.quorum import Authority
+from workflows.contracts.trust.service_errors import KeyNotFound, NameTaken
 
 BAO = [f"bao-{n}" for n in range(1, 6)]
 

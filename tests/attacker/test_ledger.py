@@ -20,15 +20,8 @@ from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.messages.report import ReportRequest
 from workflows.contracts.names import new_ceremony_id
 from workflows.contracts.trust.canonical import decode64, encode64
-from workflows.contracts.trust.errors import (
-    ApprovalInvalid,
-    CeremonyEnded,
-    CiphertextInvalid,
-    LedgerConflict,
-    LedgerCorrupt,
-    ManifestInvalid,
-    NotKnown,
-)
+from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, ManifestInvalid
+from workflows.contracts.trust.service_errors import CeremonyEnded, LedgerConflict, LedgerCorrupt, NotKnown
 
 
 @pytest.fixture(scope="module")

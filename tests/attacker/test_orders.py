@@ -20,9 +20,10 @@ from tests.conftest import Installation
 from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.names import new_ceremony_id
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.errors import ApprovalInvalid, ManifestInvalid, MasterKeyError, Stopped
+from workflows.contracts.trust.errors import ApprovalInvalid, ManifestInvalid, MasterKeyError
 from workflows.contracts.trust.plan import Plan
 from workflows.contracts.trust.quorum import Authority
+from workflows.contracts.trust.service_errors import Stopped
 from workflows.contracts.trust.stop import Stop
 
 BAO = [f"bao-{n}" for n in range(1, 6)]

@@ -32,17 +32,12 @@ from workflows.contracts.messages.strongroom import Delivered
 from workflows.contracts.names import new_ceremony_id
 from workflows.contracts.trust.canonical import digest, encode64, seconds
 from workflows.contracts.trust.chain import RosterFile, RosterVersion
-from workflows.contracts.trust.errors import (
-    AnswerInvalid,
-    ApprovalInvalid,
-    PlanInvalid,
-    QuorumUnreachable,
-    RosterInvalid,
-)
+from workflows.contracts.trust.errors import AnswerInvalid, ApprovalInvalid, PlanInvalid, RosterInvalid
 from workflows.contracts.trust.fields import SUITE
 from workflows.contracts.trust.keystore import KeyDescription
 from workflows.contracts.trust.plan import Plan, RecipientRequest, Target, TargetShard
 from workflows.contracts.trust.roster import Custodian, Roster
+from workflows.contracts.trust.service_errors import QuorumUnreachable
 from workflows.contracts.trust.session import DekResponse, Delivery, SessionAnnouncement, dek_info, delivery_info
 from workflows.contracts.trust.validity import SESSION_LIFETIME
 

@@ -18,7 +18,8 @@ from tests.bundle.life import NAME, QUORUM, Life, world_keystores
 from tests.ledger.samples import tamper
 from workflows.contracts.messages.ledger import BundleExported, ExportBundle, Stage
 from workflows.contracts.trust.canonical import digest
-from workflows.contracts.trust.errors import BundleInvalid, LedgerCorrupt, NotKnown, RosterInvalid
+from workflows.contracts.trust.errors import RosterInvalid
+from workflows.contracts.trust.service_errors import BundleInvalid, LedgerCorrupt, NotKnown
 
 ASK = ExportBundle(ceremony="eu10.init.0123456789ab", master_key=NAME)
 

@@ -23,14 +23,9 @@ from tests.bundle.tampering import altered, rewritten
 from tests.ledger.samples import make_master_key, sql, tamper
 from tests.world import NAMES, World, now
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.errors import (
-    ApprovalInvalid,
-    BundleInvalid,
-    LedgerConflict,
-    LedgerCorrupt,
-    RosterInvalid,
-)
+from workflows.contracts.trust.errors import ApprovalInvalid, RosterInvalid
 from workflows.contracts.trust.import_approval import ImportApproval
+from workflows.contracts.trust.service_errors import BundleInvalid, LedgerConflict, LedgerCorrupt
 
 TABLES = ("ceremonies", "master_keys", "protections", "shards", "stops", "events", "chain_head")
 

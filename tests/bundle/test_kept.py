@@ -16,8 +16,8 @@ from tests.bundle.life import NAME
 from tests.bundle.tampering import replaced
 from tests.ledger.conftest import Shared
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.errors import BundleInvalid
 from workflows.contracts.trust.import_approval import ImportApproval
+from workflows.contracts.trust.service_errors import BundleInvalid
 
 KEPT = Path(__file__).parent.parent / "data" / "bundle"
 FORMATS = sorted(KEPT.iterdir(), key=lambda folder: int(folder.name))

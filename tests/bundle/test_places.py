@@ -19,8 +19,9 @@ from activities.ledger.bundle.places import Folder, Place, file_name, surplus, w
 from workers.local.moto import CREDENTIALS, REGION, start_moto
 from workers.local.process import Service
 from workflows.contracts.trust.canonical import digest
-from workflows.contracts.trust.errors import BundleUnavailable, ConfigurationInvalid
+from workflows.contracts.trust.errors import ConfigurationInvalid
 from workflows.contracts.trust.import_approval import BundleHead
+from workflows.contracts.trust.service_errors import BundleUnavailable
 
 if TYPE_CHECKING:
     pass

@@ -17,8 +17,8 @@ from tests.bundle.tampering import altered, events_of, leaves, other, replaced, 
 from tests.world import NAMES, World, now
 from workflows.contracts.messages.ledger import Event
 from workflows.contracts.trust.canonical import canonical_json, digest
-from workflows.contracts.trust.errors import BundleInvalid
 from workflows.contracts.trust.roster import ChangeQuorum, Governance
+from workflows.contracts.trust.service_errors import BundleInvalid
 
 
 def refused(lived: Lived, data: bytes, match: str | None = None) -> BundleInvalid:

@@ -16,13 +16,8 @@ from tests.conftest import Installation
 from tests.support import eventually
 from workers.cli.app import app
 from workers.local.stack import CUSTODIANS
-from workflows.contracts.trust.errors import (
-    BundleInvalid,
-    ConfigurationInvalid,
-    LedgerCorrupt,
-    MasterKeyError,
-    NotKnown,
-)
+from workflows.contracts.trust.errors import ConfigurationInvalid, MasterKeyError
+from workflows.contracts.trust.service_errors import BundleInvalid, LedgerCorrupt, NotKnown
 
 CEREMONY = "eu10.init.000000000001"
 

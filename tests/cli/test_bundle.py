@@ -18,14 +18,9 @@ from tests.commands import masterkey
 from workers.cli.app import app
 from workers.local.process import free_port
 from workflows.contracts.trust.canonical import Signed, digest
-from workflows.contracts.trust.errors import (
-    ApprovalInvalid,
-    BundleInvalid,
-    ConfigurationInvalid,
-    MasterKeyError,
-    NotKnown,
-)
+from workflows.contracts.trust.errors import ApprovalInvalid, ConfigurationInvalid, MasterKeyError
 from workflows.contracts.trust.import_approval import ImportApproval
+from workflows.contracts.trust.service_errors import BundleInvalid, NotKnown
 from workflows.contracts.trust.signatures import open_signed
 
 

@@ -32,7 +32,6 @@ from workflows.contracts.messages.strongroom import Release
 from workflows.contracts.trust.canonical import Signed
 from workflows.contracts.trust.errors import (
     ApprovalInvalid,
-    CeremonyEnded,
     CiphertextInvalid,
     ConfigurationInvalid,
     MasterKeyError,
@@ -42,6 +41,7 @@ from workflows.contracts.trust.errors import (
 from workflows.contracts.trust.keystore import CheckResponse
 from workflows.contracts.trust.plan import Plan, TargetShard
 from workflows.contracts.trust.quorum import Authority
+from workflows.contracts.trust.service_errors import CeremonyEnded
 from workflows.contracts.trust.signatures import open_signed
 
 PRESENT = Contribution(keystore="ks-5", present=True)

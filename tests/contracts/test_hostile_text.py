@@ -13,12 +13,13 @@ from pydantic import TypeAdapter, ValidationError
 from tests.world import World
 from workers.output import plain
 from workflows.contracts.trust.canonical import Name
-from workflows.contracts.trust.errors import ApprovalInvalid, CeremonyEnded
+from workflows.contracts.trust.errors import ApprovalInvalid
 from workflows.contracts.trust.fields import CeremonyId, KeyId
 from workflows.contracts.trust.keystore import StateStatement
 from workflows.contracts.trust.plan import Approval, Plan, RecipientRequest
 from workflows.contracts.trust.protection import Manifest
 from workflows.contracts.trust.roster import Roster
+from workflows.contracts.trust.service_errors import CeremonyEnded
 from workflows.contracts.trust.stop import Ended, Stop
 
 WARM_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHrU8Pax4FsaDG+8vsXmjVC5Ic5f+U85/LWyiuV9s+9P"

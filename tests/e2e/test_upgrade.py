@@ -32,8 +32,8 @@ from workers.local.process import Service, ServiceFailed, launch_service, wait_u
 from workers.local.stack import COMMAND, CUSTODIANS
 from workers.roles import READY
 from workflows.contracts.trust.canonical import Signed, seconds
-from workflows.contracts.trust.errors import CeremonyEnded, Unserved
 from workflows.contracts.trust.plan import Approval, parse_plan
+from workflows.contracts.trust.service_errors import CeremonyEnded, Unserved
 from workflows.contracts.trust.signatures import fingerprint
 
 ROOT = Path(__file__).parent.parent.parent

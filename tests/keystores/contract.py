@@ -19,7 +19,8 @@ import pytest
 
 from activities.crypto.envelope import DEK_BYTES
 from activities.keystores.kinds.base import KeyRef, Keystore, WrappedKey
-from workflows.contracts.trust.errors import CiphertextInvalid, KeyNotFound, KeystoreError
+from workflows.contracts.trust.errors import CiphertextInvalid, KeystoreError
+from workflows.contracts.trust.service_errors import KeyNotFound
 
 CONTEXT = {
     "epoch": "1",

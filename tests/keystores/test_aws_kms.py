@@ -17,16 +17,14 @@ from deploy.emulators.fault_proxy import Answer, Change, Delay, FaultProxy, Hang
 from tests.keystores.contract import CONTEXT, ErrorTypes, KeystoreContract, new_dek
 from workers.local.moto import REGION, create_kms_key
 from workers.local.process import Service, free_port
-from workflows.contracts.trust.errors import (
-    CiphertextInvalid,
-    ConfigurationInvalid,
+from workflows.contracts.trust.errors import CiphertextInvalid, ConfigurationInvalid, MasterKeyError
+from workflows.contracts.trust.service_errors import (
     KeyDisabled,
     KeyNotFound,
     KeyPendingDeletion,
     KeystoreAccessDenied,
     KeystoreThrottled,
     KeystoreUnavailable,
-    MasterKeyError,
 )
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")

@@ -22,16 +22,14 @@ from tests.keystores.contract import CONTEXT, KeystoreContract, altered, new_dek
 from tests.keystores.tls_proxy import TlsFaultProxy
 from workers.local.key_vault import KeyVault
 from workers.local.process import free_port
-from workflows.contracts.trust.errors import (
-    CiphertextInvalid,
-    ConfigurationInvalid,
+from workflows.contracts.trust.errors import CiphertextInvalid, ConfigurationInvalid, MasterKeyError
+from workflows.contracts.trust.service_errors import (
     KeyDisabled,
     KeyNotFound,
     KeyPendingDeletion,
     KeystoreAccessDenied,
     KeystoreThrottled,
     KeystoreUnavailable,
-    MasterKeyError,
 )
 
 RECORDINGS = Path(__file__).parent.parent / "data" / "azure-key-vault"

@@ -25,16 +25,14 @@ from deploy.emulators.fault_proxy import Answer, Change, Delay, FaultProxy, Hang
 from tests.keystores.contract import CONTEXT, KeystoreContract, new_dek
 from workers.local.drongo import KEY_RING, create_crypto_key
 from workers.local.process import Service, free_port
-from workflows.contracts.trust.errors import (
-    CiphertextInvalid,
-    ConfigurationInvalid,
+from workflows.contracts.trust.errors import CiphertextInvalid, ConfigurationInvalid, MasterKeyError
+from workflows.contracts.trust.service_errors import (
     KeyDisabled,
     KeyNotFound,
     KeyPendingDeletion,
     KeystoreAccessDenied,
     KeystoreThrottled,
     KeystoreUnavailable,
-    MasterKeyError,
 )
 
 VERSION = f"{KEY_RING}/cryptoKeys/wrap/cryptoKeyVersions/1"

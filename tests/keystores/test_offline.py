@@ -30,18 +30,13 @@ from workflows.contracts.messages.keystore import CheckDataKey, GenerateDataKey,
 from workflows.contracts.messages.protection import DekAnswer, StoredProtection
 from workflows.contracts.messages.strongroom import Protect
 from workflows.contracts.trust.canonical import Signed, decode64, encode64
-from workflows.contracts.trust.errors import (
-    ApprovalInvalid,
-    CiphertextInvalid,
-    ConfigurationInvalid,
-    KeystoreAccessDenied,
-    ManifestInvalid,
-)
+from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, ConfigurationInvalid, ManifestInvalid
 from workflows.contracts.trust.fields import CLASSICAL
 from workflows.contracts.trust.keystore import CheckResponse
 from workflows.contracts.trust.plan import TargetShard
 from workflows.contracts.trust.quorum import Authority
 from workflows.contracts.trust.roster import KeystoreWorker
+from workflows.contracts.trust.service_errors import KeystoreAccessDenied
 from workflows.contracts.trust.session import DekResponse
 from workflows.contracts.trust.signatures import open_signed
 

@@ -21,14 +21,12 @@ from activities.keystores.kinds.base import KeyRef
 from activities.keystores.kinds.pkcs11 import Pkcs11Keystore, Pkcs11Settings
 from tests.keystores.contract import CONTEXT, KeystoreContract, new_dek
 from workers.local.softhsm import SoftToken, make_token
-from workflows.contracts.trust.errors import (
-    CiphertextInvalid,
-    ConfigurationInvalid,
+from workflows.contracts.trust.errors import CiphertextInvalid, ConfigurationInvalid, MasterKeyError
+from workflows.contracts.trust.service_errors import (
     KeyNotFound,
     KeystoreAccessDenied,
     KeystoreThrottled,
     KeystoreUnavailable,
-    MasterKeyError,
 )
 
 

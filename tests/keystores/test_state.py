@@ -13,8 +13,9 @@ import pytest
 from activities.keystores.state import MasterKeyState, StateDirectory, WorkerState
 from tests.strongroom.test_session import Ceremony, as_epoch, manifest_of
 from tests.world import World
-from workflows.contracts.trust.errors import ConfigurationInvalid, ManifestInvalid, Stopped
+from workflows.contracts.trust.errors import ConfigurationInvalid, ManifestInvalid
 from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.service_errors import Stopped
 
 FIRST, SECOND = "sha256:" + "1" * 64, "sha256:" + "2" * 64
 

@@ -19,10 +19,11 @@ from tests.world import KEYSTORES, NAMES, MemoryKeystore, World, now
 from workflows.contracts.messages.keystore import NoteOrder, ReportState, StopServing, UnwrapDataKey
 from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.trust.canonical import Signed, digest
-from workflows.contracts.trust.errors import ApprovalInvalid, ManifestInvalid, Stopped
+from workflows.contracts.trust.errors import ApprovalInvalid, ManifestInvalid
 from workflows.contracts.trust.keystore import CheckResponse, StateStatement
 from workflows.contracts.trust.plan import Plan
 from workflows.contracts.trust.quorum import Authority
+from workflows.contracts.trust.service_errors import Stopped
 from workflows.contracts.trust.signatures import open_signed
 from workflows.contracts.trust.stop import Stop
 from workflows.contracts.trust.validity import MAXIMUM_CEREMONY

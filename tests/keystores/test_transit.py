@@ -16,16 +16,14 @@ from deploy.emulators.fault_proxy import Answer, Change, Delay, FaultProxy, Hang
 from tests.keystores.contract import CONTEXT, KeystoreContract, new_dek
 from workers.local.openbao import OpenBao, start_openbao
 from workers.local.process import ServiceFailed, free_port
-from workflows.contracts.trust.errors import (
-    CiphertextInvalid,
-    ConfigurationInvalid,
+from workflows.contracts.trust.errors import CiphertextInvalid, ConfigurationInvalid, MasterKeyError
+from workflows.contracts.trust.service_errors import (
     KeyDisabled,
     KeyNotFound,
     KeyPendingDeletion,
     KeystoreAccessDenied,
     KeystoreThrottled,
     KeystoreUnavailable,
-    MasterKeyError,
 )
 
 

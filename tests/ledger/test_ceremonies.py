@@ -9,8 +9,9 @@ import pytest
 from activities.ledger.store.ledger import Ledger
 from tests.ledger.samples import START, Clock, ceremony, sql, tamper, types
 from workflows.contracts.trust.canonical import Signed, digest
-from workflows.contracts.trust.errors import ApprovalInvalid, CeremonyEnded, LedgerConflict, LedgerCorrupt, NotKnown
+from workflows.contracts.trust.errors import ApprovalInvalid
 from workflows.contracts.trust.plan import Plan
+from workflows.contracts.trust.service_errors import CeremonyEnded, LedgerConflict, LedgerCorrupt, NotKnown
 
 PLAN = '{"action":"init"}'
 REQUEST = Signed(document="{}", signature="opaque")

@@ -10,7 +10,8 @@ import pytest
 
 from activities.ledger.store.ledger import Ledger
 from tests.ledger.samples import ceremony, make_master_key, prepare_reshard, protection, types
-from workflows.contracts.trust.errors import LedgerConflict, MasterKeyError, NameTaken
+from workflows.contracts.trust.errors import MasterKeyError
+from workflows.contracts.trust.service_errors import LedgerConflict, NameTaken
 
 THREADS, EACH = 8, 25
 

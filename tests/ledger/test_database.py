@@ -15,7 +15,8 @@ from activities.ledger.store.database import Database
 from activities.ledger.store.ledger import Ledger
 from activities.ledger.store.models import CeremonyRow
 from tests.ledger.samples import ceremony, sql
-from workflows.contracts.trust.errors import ConfigurationInvalid, LedgerConflict, LedgerCorrupt
+from workflows.contracts.trust.errors import ConfigurationInvalid
+from workflows.contracts.trust.service_errors import LedgerConflict, LedgerCorrupt
 
 
 @contextmanager

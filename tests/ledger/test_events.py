@@ -6,7 +6,7 @@ from activities.ledger.log.records import GENESIS, event_digest
 from activities.ledger.store.ledger import Ledger
 from tests.ledger.samples import Clock, ceremony, make_master_key, sql, tamper
 from workflows.contracts.trust.canonical import canonical_json, digest
-from workflows.contracts.trust.errors import LedgerConflict, LedgerCorrupt
+from workflows.contracts.trust.service_errors import LedgerConflict, LedgerCorrupt
 
 
 def fill(ledger: Ledger, count: int = 6) -> None:

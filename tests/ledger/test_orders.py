@@ -22,7 +22,8 @@ from tests.ledger.samples import (
 )
 from workflows.contracts.messages.results import DrillResult
 from workflows.contracts.trust.canonical import digest
-from workflows.contracts.trust.errors import CeremonyEnded, LedgerConflict, LedgerCorrupt, NotKnown, PlanInvalid
+from workflows.contracts.trust.errors import PlanInvalid
+from workflows.contracts.trust.service_errors import CeremonyEnded, LedgerConflict, LedgerCorrupt, NotKnown
 
 RETIRE, DESTROY = "eu10.retire.1", "eu10.destroy.1"
 

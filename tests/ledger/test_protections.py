@@ -20,14 +20,8 @@ from tests.ledger.samples import (
     types,
 )
 from workflows.contracts.trust.canonical import digest
-from workflows.contracts.trust.errors import (
-    CeremonyEnded,
-    LedgerConflict,
-    LedgerCorrupt,
-    MasterKeyError,
-    NameTaken,
-    NotKnown,
-)
+from workflows.contracts.trust.errors import MasterKeyError
+from workflows.contracts.trust.service_errors import CeremonyEnded, LedgerConflict, LedgerCorrupt, NameTaken, NotKnown
 
 
 def test_a_committed_protection_is_read_as_it_was_staged(ledger: Ledger) -> None:

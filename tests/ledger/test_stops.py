@@ -7,7 +7,7 @@ import pytest
 from activities.ledger.store.ledger import Ledger
 from tests.ledger.samples import Clock, ceremony, make_master_key, order_stop, stop, tamper, types
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.errors import CeremonyEnded, LedgerConflict, LedgerCorrupt, NotKnown
+from workflows.contracts.trust.service_errors import CeremonyEnded, LedgerConflict, LedgerCorrupt, NotKnown
 
 LIFT = "eu10.lift.1"
 ENDED = Signed(document="{}", signature="opaque")

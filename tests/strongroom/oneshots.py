@@ -12,7 +12,7 @@ from pathlib import Path
 
 from activities.crypto.hpke import PrivateKey
 from activities.oneshot.child import Channel
-from workflows.contracts.trust.errors import KeyDisabled
+from workflows.contracts.trust.service_errors import KeyDisabled
 
 
 def echo(channel: Channel) -> None:

@@ -24,7 +24,8 @@ from activities.oneshot import process, rehearsal
 from activities.oneshot.child import child_main, harden
 from activities.oneshot.process import OneShot, Pool
 from tests.support import eventually
-from workflows.contracts.trust.errors import KeyDisabled, SessionLost
+from workflows.contracts.trust.errors import SessionLost
+from workflows.contracts.trust.service_errors import KeyDisabled
 
 HERE = "tests.strongroom.oneshots"
 

@@ -24,7 +24,7 @@ from workers.client import ceremonies as ceremony_client
 from workflows.contracts import names
 from workflows.contracts.messages.requests import DrillRequest, HoldRequest
 from workflows.contracts.messages.results import InitResult, ReshardResult
-from workflows.contracts.trust.errors import NotKnown
+from workflows.contracts.trust.service_errors import NotKnown
 
 pytestmark = pytest.mark.slow
 

@@ -19,8 +19,8 @@ from workflows.contracts.messages.protection import DekAnswer
 from workflows.contracts.messages.requests import Contribution, DrillRequest, Wanted
 from workflows.contracts.messages.results import DrillResult, UnsealResult
 from workflows.contracts.trust.canonical import Document, Signed, digest
-from workflows.contracts.trust.errors import KeystoreUnavailable
 from workflows.contracts.trust.keystore import CheckResponse
+from workflows.contracts.trust.service_errors import KeystoreUnavailable
 from workflows.contracts.trust.session import DekResponse
 
 LIFETIME = timedelta(hours=2)

@@ -12,7 +12,8 @@ from tests.driving.reading import Handle, clean, ended, failure
 from workers.client import ceremonies as ceremony_client
 from workflows.contracts import names
 from workflows.contracts.messages.results import InitResult, UnsealResult
-from workflows.contracts.trust.errors import CeremonyEnded, MasterKeyError, NameTaken
+from workflows.contracts.trust.errors import MasterKeyError
+from workflows.contracts.trust.service_errors import CeremonyEnded, NameTaken
 
 
 async def test_of_many_inits_of_one_name_at_once_one_wins_and_the_others_are_told(house: House) -> None:

@@ -17,7 +17,7 @@ from tests.driving.reading import clean, ended, eventually, failure, scheduled
 from tests.workflows.gated import GatedHouse
 from workflows.contracts import names
 from workflows.contracts.messages.results import InitResult, UnsealResult
-from workflows.contracts.trust.errors import KeystoreAccessDenied, QuorumUnreachable
+from workflows.contracts.trust.service_errors import KeystoreAccessDenied, QuorumUnreachable
 
 QUORUM = ("alice", "bob", "carol")
 

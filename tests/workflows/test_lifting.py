@@ -8,7 +8,8 @@ from pathlib import Path
 from tests.driving.reading import clean, ended, failure
 from tests.workflows.gated import GatedHouse
 from workflows.contracts.messages.results import OrderResult, SealResult, UnsealResult
-from workflows.contracts.trust.errors import PlanInvalid, Stopped
+from workflows.contracts.trust.errors import PlanInvalid
+from workflows.contracts.trust.service_errors import Stopped
 
 THREE = ("alice", "bob", "carol")
 WORKER = "keystore-bao-1"

@@ -17,7 +17,7 @@ from workers.local.process import ServiceFailed
 from workers.runner import behaviour_of
 from workflows.catalogue import GATED, WORKFLOWS
 from workflows.contracts.names import ORCHESTRATOR_QUEUE
-from workflows.contracts.trust.errors import BY_NAME
+from workflows.contracts.trust.service_errors import BY_NAME
 
 UNREADABLE = RawValue(Payload(metadata={"encoding": b"of-nobody"}, data=b"\x00\xff"))
 NOT_JSON = RawValue(Payload(metadata={"encoding": b"json/plain"}, data=b"{\xff"))

@@ -24,8 +24,9 @@ from workflows.contracts import names
 from workflows.contracts.messages.results import InitResult, UnsealResult
 from workflows.contracts.messages.status import SubmitOutcome
 from workflows.contracts.trust.canonical import Signed, canonical_json, seconds
-from workflows.contracts.trust.errors import ApprovalInvalid, CeremonyEnded, DeadlinePassed
+from workflows.contracts.trust.errors import ApprovalInvalid
 from workflows.contracts.trust.plan import Approval, Plan
+from workflows.contracts.trust.service_errors import CeremonyEnded, DeadlinePassed
 
 GARBAGE: tuple[tuple[Any, ...], ...] = (
     (),

@@ -21,7 +21,7 @@ from workflows.contracts import names
 from workflows.contracts.messages.requests import ChangedPlan, HoldRequest, ShardRequest
 from workflows.contracts.messages.results import HoldResult, ReshardResult, SealResult, UnsealResult
 from workflows.contracts.trust.canonical import Signed, seconds
-from workflows.contracts.trust.errors import CeremonyEnded, NotKnown, Stopped
+from workflows.contracts.trust.service_errors import CeremonyEnded, NotKnown, Stopped
 from workflows.contracts.trust.stop import Ended
 
 QUORUM = ("alice", "bob", "carol")

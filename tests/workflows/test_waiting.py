@@ -15,18 +15,16 @@ from tests.workflows.doubles import Clock, Doubles, stop_here
 from tests.world import KEYSTORES, NAMES, World
 from workflows.contracts.messages.requests import ChangedPlan, ShardRequest
 from workflows.contracts.messages.results import ReshardResult, UnsealResult
-from workflows.contracts.trust.errors import (
+from workflows.contracts.trust.errors import MasterKeyError, PlanInvalid, SessionLost
+from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.service_errors import (
     CeremonyEnded,
     DeadlinePassed,
     KeyNotFound,
     KeystoreAccessDenied,
     KeystoreUnavailable,
-    MasterKeyError,
-    PlanInvalid,
     QuorumUnreachable,
-    SessionLost,
 )
-from workflows.contracts.trust.protection import Manifest
 from workflows.steps import backoff
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

@@ -14,7 +14,7 @@ from temporalio.client import WorkflowHistory
 
 from activities.ledger.log.signed import read_object
 from workflows.contracts.names import parts_of
-from workflows.contracts.trust.errors import NotKnown
+from workflows.contracts.trust.service_errors import NotKnown
 
 _OUTSIDE = {
     EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED: "terminated",

@@ -30,7 +30,8 @@ from workers.connection import connect
 from workers.output import OPTIONS, answer, asynchronous, plain, say
 from workflows.contracts.trust.canonical import digest
 from workflows.contracts.trust.chain import RosterChain
-from workflows.contracts.trust.errors import BundleInvalid, CeremonyEnded, ConfigurationInvalid, NotKnown
+from workflows.contracts.trust.errors import ConfigurationInvalid
+from workflows.contracts.trust.service_errors import BundleInvalid, CeremonyEnded, NotKnown
 
 app = typer.Typer(help="What happened, and proof of it.", no_args_is_help=True, add_completion=False)
 

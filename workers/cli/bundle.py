@@ -28,8 +28,9 @@ from workers.connection import connect
 from workers.output import OPTIONS, answer, run, say, shown
 from workflows.contracts.trust.canonical import Signed, digest, seconds
 from workflows.contracts.trust.chain import RosterChain, RosterFile
-from workflows.contracts.trust.errors import ApprovalInvalid, ConfigurationInvalid, NotKnown
+from workflows.contracts.trust.errors import ApprovalInvalid, ConfigurationInvalid
 from workflows.contracts.trust.import_approval import IMPORT_LIFETIME, ImportApproval, render_import
+from workflows.contracts.trust.service_errors import NotKnown
 from workflows.contracts.trust.signatures import fingerprint
 
 app = typer.Typer(help="The ledger as one portable file.", no_args_is_help=True, add_completion=False)

@@ -22,8 +22,9 @@ from workers.output import OPTIONS, answer, asynchronous, say
 from workflows.contracts.messages.report import ReportRequest
 from workflows.contracts.trust.canonical import Signed, seconds
 from workflows.contracts.trust.difference import difference
-from workflows.contracts.trust.errors import ApprovalInvalid, ConfigurationInvalid, MasterKeyError, NotKnown
+from workflows.contracts.trust.errors import ApprovalInvalid, ConfigurationInvalid, MasterKeyError
 from workflows.contracts.trust.plan import Approval, Plan, parse_plan
+from workflows.contracts.trust.service_errors import NotKnown
 from workflows.contracts.trust.signatures import fingerprint
 from workflows.contracts.trust.statement import render_approval
 

@@ -16,7 +16,8 @@ from workers.connection import connect
 from workers.output import asynchronous, say
 from workflows.contracts.messages.requests import OrderRequest
 from workflows.contracts.messages.results import KeystoreTold, OrderResult
-from workflows.contracts.trust.errors import NotKnown, PlanInvalid
+from workflows.contracts.trust.errors import PlanInvalid
+from workflows.contracts.trust.service_errors import NotKnown
 
 _DONE = {"lift": "stops lifted", "retire": "protection retired", "destroy": "ciphertexts destroyed"}
 

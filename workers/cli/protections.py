@@ -11,9 +11,10 @@ from workflows.contracts.messages.results import OldKey, ReshardResult
 from workflows.contracts.trust.authority import check_manifest
 from workflows.contracts.trust.canonical import Signed
 from workflows.contracts.trust.chain import RosterChain
-from workflows.contracts.trust.errors import ApprovalInvalid, NotKnown
+from workflows.contracts.trust.errors import ApprovalInvalid
 from workflows.contracts.trust.protection import Manifest
 from workflows.contracts.trust.roster import Roster
+from workflows.contracts.trust.service_errors import NotKnown
 from workflows.contracts.trust.stop import Stop, check_stop
 
 

@@ -17,7 +17,7 @@ from workers.output import OPTIONS, answer, run, say
 from workflows.contracts.messages.report import ReportRequest
 from workflows.contracts.messages.requests import ChangedPlan, RecoverRequest
 from workflows.contracts.messages.results import ReshardResult
-from workflows.contracts.trust.errors import CeremonyEnded
+from workflows.contracts.trust.service_errors import CeremonyEnded
 
 
 def recover(

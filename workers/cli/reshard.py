@@ -15,7 +15,8 @@ from workers.connection import connect
 from workers.output import asynchronous
 from workflows.contracts.messages.requests import ReshardRequest, ShardRequest
 from workflows.contracts.messages.results import ReshardResult
-from workflows.contracts.trust.errors import NotKnown, PlanInvalid
+from workflows.contracts.trust.errors import PlanInvalid
+from workflows.contracts.trust.service_errors import NotKnown
 
 
 @asynchronous

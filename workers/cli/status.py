@@ -12,9 +12,9 @@ from workers.client import running, upkeep
 from workers.connection import connect
 from workers.output import AUTO_UNSEAL, OPTIONS, answer, asynchronous, say, shown
 from workflows.contracts.messages.report import CeremonySummary, ProtectionSummary, Report, ReportRequest
-from workflows.contracts.trust.errors import NotKnown
 from workflows.contracts.trust.fields import CLASSICAL
 from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.service_errors import NotKnown
 from workflows.drill import summary
 
 

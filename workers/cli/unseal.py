@@ -27,7 +27,8 @@ from workflows.contracts.messages.results import UnsealResult
 from workflows.contracts.names import new_ceremony_id
 from workflows.contracts.trust.authority import check_manifest
 from workflows.contracts.trust.canonical import Signed, seconds
-from workflows.contracts.trust.errors import ConfigurationInvalid, NotKnown, SessionLost
+from workflows.contracts.trust.errors import ConfigurationInvalid, SessionLost
+from workflows.contracts.trust.service_errors import NotKnown
 from workflows.contracts.trust.validity import SEAL_REQUEST_LIFETIME
 
 app = typer.Typer(add_completion=False)

@@ -41,7 +41,8 @@ from workflows.contracts.messages.requests import (
 )
 from workflows.contracts.messages.status import CeremonyStatus, SubmitOutcome
 from workflows.contracts.trust.canonical import Message, Signed
-from workflows.contracts.trust.errors import CeremonyEnded, MasterKeyError, NotKnown, Unserved
+from workflows.contracts.trust.errors import MasterKeyError
+from workflows.contracts.trust.service_errors import CeremonyEnded, NotKnown, Unserved
 
 M = TypeVar("M", bound=Message)
 R = TypeVar("R")

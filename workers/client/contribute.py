@@ -30,14 +30,9 @@ from workflows.contracts.messages.protection import DekAnswer
 from workflows.contracts.messages.requests import Contribution, Wanted
 from workflows.contracts.messages.status import CeremonyStatus
 from workflows.contracts.trust.canonical import Signed, digest
-from workflows.contracts.trust.errors import (
-    ApprovalInvalid,
-    CeremonyEnded,
-    KeystoreUnavailable,
-    MasterKeyError,
-    NotKnown,
-)
+from workflows.contracts.trust.errors import ApprovalInvalid, MasterKeyError
 from workflows.contracts.trust.plan import Plan, parse_plan
+from workflows.contracts.trust.service_errors import CeremonyEnded, KeystoreUnavailable, NotKnown
 
 T = TypeVar("T")
 

@@ -24,7 +24,8 @@ from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError, RPCStatusCode
 
 from workflows.contracts import names
-from workflows.contracts.trust.errors import CeremonyEnded, NotKnown, PlanInvalid
+from workflows.contracts.trust.errors import PlanInvalid
+from workflows.contracts.trust.service_errors import CeremonyEnded, NotKnown
 
 UNVERSIONED = "unversioned"
 OTHER_CODE = "TMPRL1100"

@@ -29,14 +29,9 @@ from workflows.contracts.messages.requests import CollectRequest, DrillRequest, 
 from workflows.contracts.messages.results import SurveyResult
 from workflows.contracts.trust.canonical import Message, digest
 from workflows.contracts.trust.chain import RosterChain
-from workflows.contracts.trust.errors import (
-    AnswerInvalid,
-    CeremonyEnded,
-    ManifestInvalid,
-    NotKnown,
-    PlanInvalid,
-)
+from workflows.contracts.trust.errors import AnswerInvalid, ManifestInvalid, PlanInvalid
 from workflows.contracts.trust.keystore import StateStatement
+from workflows.contracts.trust.service_errors import CeremonyEnded, NotKnown
 
 M = TypeVar("M", bound=Message)
 

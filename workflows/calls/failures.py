@@ -7,7 +7,8 @@ import asyncio
 from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeout
 
-from workflows.contracts.trust.errors import KeystoreUnavailable, MasterKeyError, SessionLost, narrowest
+from workflows.contracts.trust.errors import MasterKeyError, SessionLost
+from workflows.contracts.trust.service_errors import KeystoreUnavailable, narrowest
 
 
 def as_failure(error: MasterKeyError) -> ApplicationError:

@@ -16,7 +16,8 @@ from workflows.calls.failures import from_failure
 from workflows.contracts import names
 from workflows.contracts.messages.protection import DekAnswer
 from workflows.contracts.trust.canonical import Message
-from workflows.contracts.trust.errors import KeystoreUnavailable, MasterKeyError
+from workflows.contracts.trust.errors import MasterKeyError
+from workflows.contracts.trust.service_errors import KeystoreUnavailable
 
 M = TypeVar("M", bound=Message)
 

@@ -7,8 +7,8 @@ import secrets
 
 from temporalio.common import SearchAttributeKey
 
-from workflows.contracts.trust.errors import NotKnown
 from workflows.contracts.trust.fields import Action
+from workflows.contracts.trust.service_errors import NotKnown
 
 ORCHESTRATOR_QUEUE = "masterkey"
 DEPLOYMENT = "masterkey-orchestrator"

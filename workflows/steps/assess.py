@@ -8,18 +8,16 @@ from datetime import datetime, timedelta
 from workflows.calls.concurrency import gather
 from workflows.contracts.messages.ledger import LastProof
 from workflows.contracts.messages.status import HealthState, KeystoreHealth
-from workflows.contracts.trust.errors import (
-    ApprovalInvalid,
-    CiphertextInvalid,
+from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, MasterKeyError
+from workflows.contracts.trust.fields import Mode
+from workflows.contracts.trust.roster import Roster
+from workflows.contracts.trust.service_errors import (
     KeyDisabled,
     KeyNotFound,
     KeyPendingDeletion,
     KeystoreAccessDenied,
     KeystoreThrottled,
-    MasterKeyError,
 )
-from workflows.contracts.trust.fields import Mode
-from workflows.contracts.trust.roster import Roster
 from workflows.steps.protections import StoredManifest
 from workflows.steps.prove import describe_key, prove_data_key, worker
 

@@ -19,15 +19,11 @@ from workflows.contracts import names
 from workflows.contracts.messages.ledger import ENDS, PlanMade
 from workflows.contracts.messages.status import CeremonyStatus, KeystoreHealth, SubmitOutcome
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.errors import (
-    CeremonyEnded,
-    DeadlinePassed,
-    DocumentInvalid,
-    MasterKeyError,
-)
+from workflows.contracts.trust.errors import DocumentInvalid, MasterKeyError
 from workflows.contracts.trust.fields import Action
 from workflows.contracts.trust.plan import Plan
 from workflows.contracts.trust.quorum import Authority
+from workflows.contracts.trust.service_errors import CeremonyEnded, DeadlinePassed
 from workflows.steps.quorum import Quorum
 from workflows.steps.record import RecordedWorkflow
 

@@ -19,16 +19,11 @@ from workflows.contracts.messages.keystore import CheckDataKey, UnwrapDataKey
 from workflows.contracts.messages.protection import DekAnswer, StoredProtection
 from workflows.contracts.messages.requests import Contribution, Wanted
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.errors import (
-    AnswerInvalid,
-    AuthorityInvalid,
-    DocumentInvalid,
-    KeystoreUnavailable,
-    MasterKeyError,
-)
+from workflows.contracts.trust.errors import AnswerInvalid, AuthorityInvalid, DocumentInvalid, MasterKeyError
 from workflows.contracts.trust.fields import Action
 from workflows.contracts.trust.keystore import CheckResponse
 from workflows.contracts.trust.roster import Roster
+from workflows.contracts.trust.service_errors import KeystoreUnavailable
 from workflows.contracts.trust.session import DekResponse
 from workflows.steps.ceremony import Ceremony
 from workflows.steps.prove import Ask, prove_data_key

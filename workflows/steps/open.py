@@ -21,18 +21,12 @@ from workflows.contracts.messages.keystore import UnwrapDataKey
 from workflows.contracts.messages.ledger import ENDS
 from workflows.contracts.messages.protection import DekAnswer
 from workflows.contracts.messages.strongroom import SessionOpened
-from workflows.contracts.trust.errors import (
-    ApprovalInvalid,
-    CiphertextInvalid,
-    MasterKeyError,
-    QuorumUnreachable,
-    SessionLost,
-    Stopped,
-)
+from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, MasterKeyError, SessionLost
 from workflows.contracts.trust.fields import Action, Work
 from workflows.contracts.trust.plan import Plan
 from workflows.contracts.trust.quorum import Authority, custodians_of
 from workflows.contracts.trust.roster import Roster, Strongroom
+from workflows.contracts.trust.service_errors import QuorumUnreachable, Stopped
 from workflows.steps.backoff import backoff, history_budget
 from workflows.steps.contribute import Contributing
 from workflows.steps.protections import StoredManifest

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from workflows.contracts.messages.requests import ChangedPlan, ShardRequest
-from workflows.contracts.trust.errors import PlanInvalid, QuorumUnreachable
+from workflows.contracts.trust.errors import PlanInvalid
 from workflows.contracts.trust.fields import Mode
 from workflows.contracts.trust.roster import Roster
+from workflows.contracts.trust.service_errors import QuorumUnreachable
 from workflows.steps.assess import GONE, LOST, USABLE, Assessment
 from workflows.steps.protections import StoredManifest
 

@@ -12,10 +12,11 @@ from typing import Self
 from workflows.contracts.messages.protection import StoredProtection
 from workflows.contracts.messages.results import OldKey
 from workflows.contracts.trust.canonical import decode64, digest
-from workflows.contracts.trust.errors import CiphertextInvalid, LedgerCorrupt
+from workflows.contracts.trust.errors import CiphertextInvalid
 from workflows.contracts.trust.fields import Purpose
 from workflows.contracts.trust.plan import Source
 from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.service_errors import LedgerCorrupt
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from temporalio import workflow
 
 from workflows.contracts import names
 from workflows.contracts.trust.canonical import Signed
-from workflows.contracts.trust.errors import AuthorityInvalid, DocumentInvalid, MasterKeyError, Stopped
+from workflows.contracts.trust.errors import AuthorityInvalid, DocumentInvalid, MasterKeyError
 from workflows.contracts.trust.roster import Roster
+from workflows.contracts.trust.service_errors import Stopped
 from workflows.contracts.trust.stop import Stop, check_stop
 from workflows.steps.ceremony import Ceremony
 

@@ -18,7 +18,8 @@ import pyrage  # type: ignore[import-untyped]
 from activities.crypto.age_wrap import POST_QUANTUM, SSH, key_id
 from activities.identity import check_private
 from activities.private import write_private
-from workflows.contracts.trust.errors import ConfigurationInvalid, KeystoreAccessDenied
+from workflows.contracts.trust.errors import ConfigurationInvalid
+from workflows.contracts.trust.service_errors import KeystoreAccessDenied
 
 SECRET_PREFIX = "AGE-SECRET-KEY-1"  # noqa: S105 - what every secret key begins with
 SECRET_CHARACTERS = 58

@@ -39,17 +39,14 @@ from pydantic import model_validator
 
 from activities.crypto.context import Context
 from activities.keystores.kinds.base import BaseKeystore, KeyRef, KeystoreSettings, WrappedKey
-from workflows.contracts.trust.errors import (
-    CiphertextInvalid,
-    ConfigurationInvalid,
+from workflows.contracts.trust.errors import CiphertextInvalid, ConfigurationInvalid, KeystoreError, MasterKeyError
+from workflows.contracts.trust.service_errors import (
     KeyDisabled,
     KeyNotFound,
     KeyPendingDeletion,
     KeystoreAccessDenied,
-    KeystoreError,
     KeystoreThrottled,
     KeystoreUnavailable,
-    MasterKeyError,
 )
 
 if TYPE_CHECKING:

@@ -42,16 +42,14 @@ from activities.keystores.kinds.base import (
     WrappedKey,
     secret_reference,
 )
-from workflows.contracts.trust.errors import (
-    CiphertextInvalid,
-    ConfigurationInvalid,
+from workflows.contracts.trust.errors import CiphertextInvalid, ConfigurationInvalid, MasterKeyError
+from workflows.contracts.trust.service_errors import (
     KeyDisabled,
     KeyNotFound,
     KeyPendingDeletion,
     KeystoreAccessDenied,
     KeystoreThrottled,
     KeystoreUnavailable,
-    MasterKeyError,
 )
 
 OAEP_FORMAT, GCM_FORMAT = b"\x01", b"\x02"

@@ -28,16 +28,14 @@ from pydantic import Field
 
 from activities.crypto.context import Context, context_bytes
 from activities.keystores.kinds.base import BaseKeystore, KeyRef, KeystoreSettings, WrappedKey
-from workflows.contracts.trust.errors import (
-    CiphertextInvalid,
-    ConfigurationInvalid,
+from workflows.contracts.trust.errors import CiphertextInvalid, ConfigurationInvalid, MasterKeyError
+from workflows.contracts.trust.service_errors import (
     KeyDisabled,
     KeyNotFound,
     KeyPendingDeletion,
     KeystoreAccessDenied,
     KeystoreThrottled,
     KeystoreUnavailable,
-    MasterKeyError,
 )
 
 T = TypeVar("T")

@@ -38,14 +38,12 @@ from pydantic import Field, StringConstraints, model_validator
 from activities.crypto.context import Context, bind_context, context_bytes
 from activities.crypto.envelope import DEK_BYTES
 from activities.keystores.kinds.base import BaseKeystore, KeyRef, KeystoreSettings, SecretReference, WrappedKey
-from workflows.contracts.trust.errors import (
-    CiphertextInvalid,
-    ConfigurationInvalid,
+from workflows.contracts.trust.errors import CiphertextInvalid, ConfigurationInvalid, MasterKeyError
+from workflows.contracts.trust.service_errors import (
     KeyNotFound,
     KeystoreAccessDenied,
     KeystoreThrottled,
     KeystoreUnavailable,
-    MasterKeyError,
 )
 
 T = TypeVar("T")

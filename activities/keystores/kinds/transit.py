@@ -37,16 +37,14 @@ from activities.keystores.kinds.base import (
     secret_reference,
 )
 from workflows.contracts.trust.canonical import decode64, encode64
-from workflows.contracts.trust.errors import (
-    CiphertextInvalid,
-    ConfigurationInvalid,
+from workflows.contracts.trust.errors import CiphertextInvalid, ConfigurationInvalid, MasterKeyError
+from workflows.contracts.trust.service_errors import (
     KeyDisabled,
     KeyNotFound,
     KeyPendingDeletion,
     KeystoreAccessDenied,
     KeystoreThrottled,
     KeystoreUnavailable,
-    MasterKeyError,
 )
 
 KEY_TYPE = "aes256-gcm96"

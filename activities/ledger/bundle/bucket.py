@@ -18,7 +18,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from activities.ledger.bundle.places import surplus
-from workflows.contracts.trust.errors import BundleUnavailable, ConfigurationInvalid
+from workflows.contracts.trust.errors import ConfigurationInvalid
+from workflows.contracts.trust.service_errors import BundleUnavailable
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -20,9 +20,10 @@ from activities.ledger.store.models import ProtectionRow, StopRow
 from activities.roster import RosterSource
 from workflows.contracts.trust.canonical import digest
 from workflows.contracts.trust.chain import RosterVersion, parse_roster_file, verify_chain
-from workflows.contracts.trust.errors import BundleInvalid, LedgerCorrupt, NotKnown, RosterInvalid
+from workflows.contracts.trust.errors import RosterInvalid
 from workflows.contracts.trust.import_approval import BundleHead
 from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.service_errors import BundleInvalid, LedgerCorrupt, NotKnown
 
 
 class Exported(NamedTuple):

@@ -16,8 +16,9 @@ from typing import ClassVar, Literal
 from activities.ledger.log.records import EventRecord, MasterKeyRecord, ShardRecord, Text
 from workflows.contracts.trust.canonical import Document, Part, Signed, Time
 from workflows.contracts.trust.chain import RosterChain, RosterFile, RosterVersion, signers_of
-from workflows.contracts.trust.errors import ApprovalInvalid, BundleInvalid
+from workflows.contracts.trust.errors import ApprovalInvalid
 from workflows.contracts.trust.import_approval import BundleHead, ImportedMasterKey, ImportTerms
+from workflows.contracts.trust.service_errors import BundleInvalid
 from workflows.contracts.trust.signatures import armour
 
 FORMAT = 1

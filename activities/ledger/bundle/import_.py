@@ -25,8 +25,8 @@ from activities.ledger.store.ledger import Ledger
 from activities.ledger.store.models import EventRow, MasterKeyRow
 from workflows.contracts.trust.canonical import Signed
 from workflows.contracts.trust.chain import RosterChain
-from workflows.contracts.trust.errors import BundleInvalid
 from workflows.contracts.trust.import_approval import check_import
+from workflows.contracts.trust.service_errors import BundleInvalid
 
 Served = Mapping[str, tuple[str, Mapping[str, int]]]
 """For each MasterKey what keystore workers say that they serve: its KCV, and the lowest epoch for each purpose."""

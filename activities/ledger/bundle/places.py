@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from workflows.contracts.trust.errors import BundleUnavailable
 from workflows.contracts.trust.import_approval import BundleHead
+from workflows.contracts.trust.service_errors import BundleUnavailable
 
 _NAME = re.compile(r"^masterkey-([0-9]{6,})-[0-9a-f]{12}\.json$")
 _LEFT_BEHIND_SECONDS = 3600

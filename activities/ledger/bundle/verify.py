@@ -19,10 +19,11 @@ from activities.ledger.log.state import LedgerState, ProtectionPast, fold
 from workflows.contracts.trust.authority import check_manifest
 from workflows.contracts.trust.canonical import decode64, digest, encode64
 from workflows.contracts.trust.chain import RosterChain, RosterFile, signers_of, verify_chain
-from workflows.contracts.trust.errors import BundleInvalid, MasterKeyError
+from workflows.contracts.trust.errors import MasterKeyError
 from workflows.contracts.trust.fields import Mode, Purpose
 from workflows.contracts.trust.import_approval import ImportTerms
 from workflows.contracts.trust.protection import Manifest, ManifestShard
+from workflows.contracts.trust.service_errors import BundleInvalid
 
 _NONCE_BYTES = 12
 

@@ -31,9 +31,10 @@ from activities.ledger.log.records import EventRecord
 from activities.ledger.log.signed import open_by_role, read_object, signed_documents, strange
 from workflows.contracts.trust.canonical import Document, Signed
 from workflows.contracts.trust.chain import RosterChain
-from workflows.contracts.trust.errors import ApprovalInvalid, BundleInvalid, PlanInvalid
+from workflows.contracts.trust.errors import ApprovalInvalid, PlanInvalid
 from workflows.contracts.trust.keystore import CheckResponse
 from workflows.contracts.trust.plan import Approval, parse_plan
+from workflows.contracts.trust.service_errors import BundleInvalid
 from workflows.contracts.trust.session import Delivery
 from workflows.contracts.trust.signatures import open_signed
 from workflows.contracts.trust.stop import Ended, Stop

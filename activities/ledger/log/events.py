@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from activities.ledger.log.records import CeremonyAction, EventRecord, Text
 from workflows.contracts.messages.ledger import Outcome
 from workflows.contracts.trust.canonical import Digest, Name, Part, Signed, Time, canonical_json, digest, later
-from workflows.contracts.trust.errors import BundleInvalid
 from workflows.contracts.trust.fields import Check, Mode, Purpose
+from workflows.contracts.trust.service_errors import BundleInvalid
 
 OWN = "ledger:"
 """How the keys of the ledger's own events begin."""

@@ -13,8 +13,8 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from workflows.contracts.messages.ledger import Outcome
 from workflows.contracts.trust.canonical import Base64, Digest, Message, Name, Signed, Time, canonical_json, digest
-from workflows.contracts.trust.errors import LedgerCorrupt
 from workflows.contracts.trust.fields import Action
+from workflows.contracts.trust.service_errors import LedgerCorrupt
 
 GENESIS = "sha256:" + "0" * 64
 """What the first event names as the digest of the one before it."""

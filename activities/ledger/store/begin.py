@@ -17,9 +17,10 @@ from workflows.contracts.messages.ledger import BeginCeremony, Begun, LastProof
 from workflows.contracts.messages.protection import StoredProtection, StoredShard
 from workflows.contracts.trust.canonical import Signed
 from workflows.contracts.trust.chain import RosterChain
-from workflows.contracts.trust.errors import ApprovalInvalid, NameTaken, NotKnown, Stopped
+from workflows.contracts.trust.errors import ApprovalInvalid
 from workflows.contracts.trust.keystore import CheckResponse
 from workflows.contracts.trust.roster import Roster
+from workflows.contracts.trust.service_errors import NameTaken, NotKnown, Stopped
 from workflows.contracts.trust.stop import Stop, check_stop
 
 _REFUSED_WHILE_STOPPED = ("init", "unseal", "reshard", "recover")

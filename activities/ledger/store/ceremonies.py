@@ -20,8 +20,8 @@ from activities.ledger.store.models import CeremonyRow, ProtectionRow
 from workflows.contracts.messages.ledger import Event, Outcome
 from workflows.contracts.names import parts_of
 from workflows.contracts.trust.canonical import Signed, format_time
-from workflows.contracts.trust.errors import CeremonyEnded, LedgerConflict, NotKnown
 from workflows.contracts.trust.plan import parse_plan
+from workflows.contracts.trust.service_errors import CeremonyEnded, LedgerConflict, NotKnown
 
 
 def find(session: Session, ceremony: str) -> CeremonyRow:

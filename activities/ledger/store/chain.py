@@ -18,7 +18,7 @@ from activities.ledger.log.records import GENESIS, EventRecord, event_digest, re
 from activities.ledger.store.database import WriteSession
 from activities.ledger.store.models import ChainHeadRow, EventRow
 from workflows.contracts.trust.canonical import canonical_json
-from workflows.contracts.trust.errors import LedgerConflict, LedgerCorrupt
+from workflows.contracts.trust.service_errors import LedgerConflict, LedgerCorrupt
 
 
 class Head(NamedTuple):

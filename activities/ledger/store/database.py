@@ -25,7 +25,8 @@ from sqlalchemy.orm import Session
 
 from activities.ledger.store.models import ChainHeadRow
 from workflows.contracts.trust.canonical import seconds
-from workflows.contracts.trust.errors import ConfigurationInvalid, LedgerConflict, LedgerCorrupt
+from workflows.contracts.trust.errors import ConfigurationInvalid
+from workflows.contracts.trust.service_errors import LedgerConflict, LedgerCorrupt
 
 T = TypeVar("T")
 

@@ -19,7 +19,8 @@ from activities.ledger.store.models import ProtectionRow, StopRow
 from workflows.contracts import names
 from workflows.contracts.messages.results import DrillResult
 from workflows.contracts.trust.canonical import format_time
-from workflows.contracts.trust.errors import NotKnown, PlanInvalid
+from workflows.contracts.trust.errors import PlanInvalid
+from workflows.contracts.trust.service_errors import NotKnown
 
 _FROM = {"retire": "active", "destroy": "retired"}
 

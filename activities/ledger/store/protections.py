@@ -15,7 +15,7 @@ from activities.ledger.log.records import MasterKeyRecord, ProtectionRecord, rea
 from activities.ledger.store import ceremonies, rows
 from activities.ledger.store.database import WriteSession
 from activities.ledger.store.models import CeremonyRow, MasterKeyRow, ProtectionRow
-from workflows.contracts.trust.errors import LedgerConflict, NameTaken, NotKnown
+from workflows.contracts.trust.service_errors import LedgerConflict, NameTaken, NotKnown
 
 
 def to_record(row: ProtectionRow) -> ProtectionRecord:

@@ -17,7 +17,7 @@ from activities.ledger.store import ceremonies, chain, rows
 from activities.ledger.store.database import WriteSession
 from activities.ledger.store.models import CeremonyRow, EventRow, MasterKeyRow, StopRow
 from workflows.contracts.trust.canonical import Signed, digest
-from workflows.contracts.trust.errors import LedgerConflict, LedgerCorrupt, NotKnown
+from workflows.contracts.trust.service_errors import LedgerConflict, LedgerCorrupt, NotKnown
 
 
 def order(session: WriteSession, ceremony: str, master_key: str, stop: Signed) -> None:

@@ -1,15 +1,19 @@
-"""What a keystore worker says of itself: which key it uses, what it can open, what it remembers. After `protection`."""
+"""What a keystore worker says of itself, and what it checks for itself of proofs and sessions. After `session`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import ClassVar, Literal
 
 from workflows.contracts.trust.canonical import Digest, Document, Name, Part, Role, Signed, Time
 from workflows.contracts.trust.chain import RosterChain
-from workflows.contracts.trust.errors import ApprovalInvalid, ManifestInvalid
-from workflows.contracts.trust.fields import Index, KeyId, Mode, Nonce, Number, Purpose
+from workflows.contracts.trust.errors import AnswerInvalid, ApprovalInvalid, ManifestInvalid
+from workflows.contracts.trust.fields import Index, KeyId, Mode, Nonce, Number, Purpose, Work
+from workflows.contracts.trust.plan import Plan
 from workflows.contracts.trust.protection import Manifest
+from workflows.contracts.trust.session import SessionAnnouncement
+from workflows.contracts.trust.validity import SESSION_LIFETIME, check_time
 
 
 class KeyDescription(Document):
@@ -110,3 +114,28 @@ def check_proofs(chain: RosterChain, manifest: Manifest, manifest_digest: str, p
             f"the protection was not proven by {', '.join(sorted(missing.values()))}",
             next_step="nothing was changed: what was in force before is in force still",
         )
+
+
+def check_session(chain: RosterChain, signed: Signed, plan: Plan, purpose: Work, now: datetime) -> SessionAnnouncement:
+    """Verify that a session's key was announced by the strongroom that the plan names, for this plan.
+
+    Raises:
+        AnswerInvalid: it was not.
+        ApprovalInvalid: it is out of time.
+    """
+    session, _ = chain.current.open(SessionAnnouncement, signed)
+    if session.strongroom != plan.strongroom:
+        raise AnswerInvalid("the session is not signed by the strongroom that the plan names", subject=plan.strongroom)
+    source = plan.source.manifest if plan.source else None
+    announced = (
+        session.purpose,
+        session.master_key,
+        session.ceremony,
+        session.plan,
+        session.source,
+        session.roster,
+    )
+    if announced != (purpose, plan.master_key, plan.ceremony, plan.digest, source, plan.roster):
+        raise AnswerInvalid("the session was opened for something else")
+    check_time("the session", session.issued, session.expires, now, SESSION_LIFETIME)
+    return session

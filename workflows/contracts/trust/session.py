@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import StringConstraints
@@ -14,15 +13,10 @@ from workflows.contracts.trust.canonical import (
     Fingerprint,
     Name,
     Role,
-    Signed,
     Time,
     canonical_json,
 )
-from workflows.contracts.trust.chain import RosterChain
-from workflows.contracts.trust.errors import AnswerInvalid
 from workflows.contracts.trust.fields import CeremonyId, Check, Index, KeyId, Mechanism, Nonce, Number, Suite, Work
-from workflows.contracts.trust.plan import Plan
-from workflows.contracts.trust.validity import SESSION_LIFETIME, check_time
 
 
 class SessionAnnouncement(Document):
@@ -99,28 +93,3 @@ def dek_info(session: str, context: str, purpose: Work) -> bytes:
 def delivery_info(request: str, manifest: str, kcv: str) -> bytes:
     """HPKE `info` of a delivery: digest of the request, digest of the manifest, KCV."""
     return canonical_json({"kcv": kcv, "manifest": manifest, "request": request, "type": "masterkey-delivery"})
-
-
-def check_session(chain: RosterChain, signed: Signed, plan: Plan, purpose: Work, now: datetime) -> SessionAnnouncement:
-    """Verify that a session's key was announced by the strongroom that the plan names, for this plan.
-
-    Raises:
-        AnswerInvalid: it was not.
-        ApprovalInvalid: it is out of time.
-    """
-    session, _ = chain.current.open(SessionAnnouncement, signed)
-    if session.strongroom != plan.strongroom:
-        raise AnswerInvalid("the session is not signed by the strongroom that the plan names", subject=plan.strongroom)
-    source = plan.source.manifest if plan.source else None
-    announced = (
-        session.purpose,
-        session.master_key,
-        session.ceremony,
-        session.plan,
-        session.source,
-        session.roster,
-    )
-    if announced != (purpose, plan.master_key, plan.ceremony, plan.digest, source, plan.roster):
-        raise AnswerInvalid("the session was opened for something else")
-    check_time("the session", session.issued, session.expires, now, SESSION_LIFETIME)
-    return session
