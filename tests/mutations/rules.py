@@ -80,7 +80,12 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if not approval.plan_digest:",
         "authority",
     ),
-    Mutation("a custodian signs in another's name", "if approval.custodian != signer:", "if not signer:", "approvals"),
+    Mutation(
+        "a custodian signs in another's name",
+        "return entry.name if entry is not None and entry.fingerprint == key else None",
+        "return entry.name if entry is not None else None",
+        "approvals",
+    ),
     Mutation("a rejection counts as an approval", 'if approval.decision != "approve":', "if False:", "approvals"),
     Mutation(
         "a plan asks for a smaller quorum than the roster",
@@ -110,21 +115,21 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "anybody's approval releases any shard",
-        "enumerate(custody, start=1) if set(names) & set(approvers)]",
+        "enumerate(custody, start=1) if set(custodians) & set(approvers)]",
         "enumerate(custody, start=1) if approvers]",
         "authority",
     ),
     Mutation(
         "a manifest's quorum ends with a roster that asks for less",
-        'if plan.governance_quorum < manifest.governance_quorum: raise ApprovalInvalid("the plan asks for a smaller '
-        'quorum than the manifest demands") _check_governance(',
-        "_check_governance(",
+        'if plan.governance_quorum < manifest.governance_quorum: raise AuthorityInvalid("the '
+        'plan asks for a smaller quorum than the manifest demands") check_governance(',
+        "check_governance(",
         "authority",
     ),
     Mutation(
         "an order's quorum is below its manifest's",
-        'if plan.governance_quorum < manifest.governance_quorum: raise ApprovalInvalid("the plan asks for a smaller '
-        'quorum than the manifest demands") approvers,',
+        'if plan.governance_quorum < manifest.governance_quorum: raise AuthorityInvalid("the '
+        'plan asks for a smaller quorum than the manifest demands") approvers,',
         "approvers,",
         "keystores",
     ),
@@ -155,14 +160,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "what a revoked strongroom signed is opened",
-        "signer != manifest.strongroom or signer in chain.current.revoked:",
-        "signer != manifest.strongroom:",
+        "if chain.at(manifest.roster).signer_of(manifest, signer) is None or signer in chain.current.revoked:",
+        "if chain.at(manifest.roster).signer_of(manifest, signer) is None:",
         "trust",
     ),
     Mutation(
         "a manifest that no strongroom signed counts",
-        "if strongroom is None or signer != manifest.strongroom or signer in chain.current.revoked:",
-        "if signer in chain.current.revoked:",
+        "return entry.name if entry is not None and entry.fingerprint == key else None",
+        "return entry.name if entry is not None else None",
         "trust",
     ),
     Mutation(
@@ -186,9 +191,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a plan under another roster is carried out",
-        'if plan.roster != chain.digest: raise ApprovalInvalid( f"the plan was made under another roster than '
-        "this host",
-        'if False: raise ApprovalInvalid( f"the plan was made under another roster than this host',
+        'if plan.roster != chain.digest: raise AuthorityInvalid( f"the plan was made under '
+        "another roster than this host",
+        'if False: raise AuthorityInvalid( f"the plan was made under another roster than this host',
         "authority",
     ),
     Mutation(
@@ -212,20 +217,20 @@ MUTATIONS: tuple[Mutation, ...] = (
     # --- contracts/trust: recipients, sessions, proofs, stops --------------------------------------------------
     Mutation(
         "a recipient gets a MasterKey that it is not enrolled for",
-        "if plan.master_key not in recipient.master_keys:",
+        "if not roster.receives(name, plan.master_key):",
         "if False:",
         "release",
     ),
     Mutation(
         "the plan names another key than the recipient's request",
-        "if wanted != planned or named != (signer, request.hpke_key, recipient.name):",
+        "if wanted != planned or named != (request.recipient, request.hpke_key, name):",
         "if wanted != planned:",
         "release",
     ),
     Mutation(
         "a recipient's request is used for something else",
-        "if wanted != planned or named != (signer, request.hpke_key, recipient.name):",
-        "if named != (signer, request.hpke_key, recipient.name):",
+        "if wanted != planned or named != (request.recipient, request.hpke_key, name):",
+        "if named != (request.recipient, request.hpke_key, name):",
         "release",
     ),
     Mutation(
@@ -236,8 +241,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a session that another strongroom signed gets data keys",
-        "if signer != session.strongroom or chain.current.strongroom(signer) is None or signer != plan.strongroom:",
-        "if signer != session.strongroom:",
+        "if session.strongroom != plan.strongroom:",
+        "if not session.strongroom:",
         "strongroom",
     ),
     Mutation(
@@ -248,14 +253,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a keystore's old proof proves another manifest",
-        "proven = (answer.manifest, answer.matches) == (manifest_digest, True)",
-        "proven = answer.matches",
+        "if (answer.manifest, answer.matches, missing.get(answer.index)) == (manifest_digest, True, answer.keystore):",
+        "if (answer.matches, missing.get(answer.index)) == (True, answer.keystore):",
         "keystores",
     ),
     Mutation(
         "anybody proves a keystore's data key",
-        "and worker is not None and signer == worker.fingerprint and (missing",
-        "and worker is not None and (missing",
+        "return entry.name if entry is not None and entry.fingerprint == key else None",
+        "return entry.name if entry is not None else None",
         "keystores",
     ),
     Mutation(
@@ -266,8 +271,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "anybody orders a stop",
-        'if custodian is None or stop.custodian != signer: raise ApprovalInvalid("the stop is not signed',
-        'if custodian is None: raise ApprovalInvalid("the stop is not signed',
+        "return entry.name if entry is not None and entry.fingerprint == key else None",
+        "return entry.name if entry is not None else None",
         "keystores",
     ),
     Mutation("an old stop is sent again", "if now - stop.issued > MAXIMUM_CEREMONY:", "if False:", "keystores"),
@@ -333,8 +338,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "the session takes a data key that its worker did not sign",
-        'if worker is None or signer != worker.fingerprint: raise ApprovalInvalid(f"the DEK for',
-        'if worker is None: raise ApprovalInvalid(f"the DEK for',
+        "return entry.name if entry is not None and entry.fingerprint == key else None",
+        "return entry.name if entry is not None else None",
         "strongroom",
     ),
     Mutation(
@@ -401,8 +406,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a reshard draws a new MasterKey",
-        'if granted.plan.action != "init": raise ApprovalInvalid("a new MasterKey',
-        'if not granted.plan.action: raise ApprovalInvalid("a new MasterKey',
+        'if granted.plan.action != "init": raise AuthorityInvalid("a new MasterKey',
+        'if not granted.plan.action: raise AuthorityInvalid("a new MasterKey',
         "strongroom",
     ),
     Mutation(
@@ -439,8 +444,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a recipient takes a delivery that its strongroom did not sign",
-        "if strongroom is None or signer != request.strongroom or delivery.strongroom != signer:",
-        "if delivery.strongroom != signer:",
+        "if delivery.strongroom != request.strongroom:",
+        "if not delivery.strongroom:",
         "strongroom",
     ),
     Mutation(
@@ -536,9 +541,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "an order that no quorum gave is carried out",
-        "_check_governance(chain.current, plan, approvers) return Granted(plan, approvers, approvals, _digest(plan, "
-        "approvals, None), None, manifest)",
-        "return Granted(plan, approvers, approvals, _digest(plan, approvals, None), None, manifest)",
+        "check_governance(chain.current, plan, approvers) return Granted(plan, approvers, "
+        "approvals, authority_digest(plan, approvals, None), None, manifest)",
+        "return Granted(plan, approvers, approvals, authority_digest(plan, approvals, None), None, manifest)",
         "keystores",
     ),
     Mutation("an older epoch is served", "if manifest.epoch < lowest:", "if False:", "keystores"),
@@ -704,8 +709,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a document counts that another role signed",
-        "if not any(role(version, signer) for version in chain.versions):",
-        "if not signer:",
+        "if not any(version.signer_of(document, key) for version in chain.versions):",
+        "if not key:",
         "bundle",
     ),
     Mutation(
@@ -766,19 +771,20 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a proof that answers another question counts",
-        "if worker is None or signer != worker.fingerprint or said != wanted:",
-        "if worker is None or signer != worker.fingerprint:",
+        "if said != (index, nonce, stored.manifest.digest, True):",
+        "if not said:",
         "hostile",
     ),
     Mutation(
         "an impostor describes a keystore's key",
-        "if worker is None or signer != worker.fingerprint or key.keystore != name:",
-        "if worker is None or key.keystore != name:",
+        "return entry.name if entry is not None and entry.fingerprint == key else None",
+        "return entry.name if entry is not None else None",
         "hostile",
     ),
     Mutation(
         "a stop of another MasterKey ends an unseal",
-        'if stop.master_key != self.master_key: raise ApprovalInvalid("the stop is of another MasterKey")',
+        'if stop.master_key != self.master_key: raise AuthorityInvalid( "the stop is of '
+        'another MasterKey", next_step="sign one that names this MasterKey" )',
         "pass",
         "stops",
     ),
@@ -790,8 +796,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a recipient's end is believed without its signature",
-        "if recipient is None or not enrolled or ours != (ended.ceremony, ended.master_key):",
-        "if recipient is None:",
+        "if not roster.receives(recipient, self.master_key) or ours != (ended.ceremony, ended.master_key):",
+        "if not recipient:",
         "stops",
     ),
     # --- at a person's machine ---------------------------------------------------------------------------------
