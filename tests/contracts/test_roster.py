@@ -68,6 +68,11 @@ def test_signatures_of_others_do_not_count(world: World) -> None:
         chain(world, signed)
 
 
+def test_a_custodian_outside_the_change_quorum_changes_nothing(world: World) -> None:
+    version, quorum = world.next_version(["alice", "dave", "erin"]), ChangeQuorum(custodians=("alice", "bob"), quorum=2)
+    assert signers_of(version, quorum, world.roster) == ["alice"]
+
+
 def test_whoever_the_new_version_adds_does_not_sign_it(world: World) -> None:
     added = Custodian(name="mallory", public_key=world.stranger.public_key)
     version = world.next_version(

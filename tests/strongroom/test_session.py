@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ from typing import Any
 import pytest
 
 from activities.crypto import envelope, shamir
-from activities.crypto.hpke import PrivateKey
+from activities.crypto.hpke import PrivateKey, encrypt_to
 from activities.keystores import datakey
 from activities.keystores import memory as orders
 from activities.keystores.kinds.base import KeyRef, WrappedKey
-from activities.recipient import open_delivery
+from activities.recipient import open_delivery, pinned_manifest
 from activities.strongroom import session
 from activities.strongroom.datakeys import Session
 from activities.strongroom.session import SessionTerms
@@ -23,12 +24,20 @@ from workflows.contracts.messages.keystore import CheckDataKey, GenerateDataKey,
 from workflows.contracts.messages.protection import DekAnswer, StoredProtection
 from workflows.contracts.messages.strongroom import Delivered, Protect, Release
 from workflows.contracts.trust.canonical import Signed, decode64, digest, encode64
-from workflows.contracts.trust.errors import ApprovalInvalid, CiphertextInvalid, ManifestInvalid, PlanInvalid
-from workflows.contracts.trust.keystore import StateStatement
+from workflows.contracts.trust.chain import RosterChain
+from workflows.contracts.trust.errors import (
+    AnswerInvalid,
+    ApprovalInvalid,
+    CiphertextInvalid,
+    ManifestInvalid,
+    PlanInvalid,
+)
+from workflows.contracts.trust.keystore import StateStatement, check_session
 from workflows.contracts.trust.plan import RecipientRequest
 from workflows.contracts.trust.protection import Manifest
 from workflows.contracts.trust.quorum import Authority
-from workflows.contracts.trust.session import DekResponse
+from workflows.contracts.trust.roster import Strongroom
+from workflows.contracts.trust.session import DekResponse, Delivery, delivery_info
 from workflows.contracts.trust.signatures import open_signed
 
 
@@ -549,7 +558,6 @@ def test_a_keystore_serves_only_the_modes_it_is_configured_for(ceremony: Ceremon
 
 
 def test_a_delivery_made_up_by_the_orchestrator_is_refused_by_the_recipient(ceremony: Ceremony) -> None:
-    from activities.crypto.hpke import encrypt_to
     from workflows.contracts.trust.session import Delivery, delivery_info
 
     stored, world, key = ceremony.protect(), ceremony.world, PrivateKey()
@@ -575,6 +583,59 @@ def test_a_delivery_made_up_by_the_orchestrator_is_refused_by_the_recipient(cere
     delivered = Delivered(delivery=world.strongroom.sign(made_up), ciphertext=encode64(ciphertext))
     with pytest.raises(CiphertextInvalid, match="check value is pinned"):
         ceremony.receive(delivered, request, key, stored)
+
+
+def second_strongroom(ceremony: Ceremony) -> RosterChain:
+    """The roster with the stranger as another strongroom: as good as the first, but not the one that was asked."""
+    chain, stranger = ceremony.world.chain, ceremony.world.stranger
+    second = Strongroom(name="second", public_key=stranger.public_key)
+    current = chain.current.model_copy(update={"strongrooms": (*chain.current.strongrooms, second)})
+    return replace(chain, versions=(*chain.versions[:-1], current))
+
+
+def test_another_strongroom_of_the_roster_than_the_planned_one_gets_no_data_key(ceremony: Ceremony) -> None:
+    stored, world = ceremony.protect(), ceremony.world
+    plan = world.unseal_plan(stored, world.request(stored, PrivateKey().public_key))
+    announcement = ceremony.open(plan, "release").announcement
+    chain = second_strongroom(ceremony)
+    assert check_session(chain, world.strongroom.sign(announcement), plan, "release", now()) == announcement
+    other = announcement.model_copy(update={"strongroom": world.stranger.fingerprint})
+    with pytest.raises(AnswerInvalid, match="strongroom that the plan names"):
+        check_session(chain, world.stranger.sign(other), plan, "release", now())
+
+
+def test_a_recipient_takes_a_delivery_of_the_strongroom_it_asked_and_of_its_own_time_only(ceremony: Ceremony) -> None:
+    stored, world, key = ceremony.protect(), ceremony.world, PrivateKey()
+    request, kcv = world.request(stored, key.public_key), manifest_of(stored).kcv
+    ciphertext = encrypt_to(key.public_key, b"o" * 32, delivery_info(request.digest, stored.manifest.digest, kcv))
+    delivery = Delivery(
+        master_key="eu10",
+        ceremony=UNSEAL,
+        request=request.digest,
+        manifest=stored.manifest.digest,
+        kcv=kcv,
+        recipient_key=request.hpke_key,
+        strongroom=world.stranger.fingerprint,
+        ciphertext_hash=digest(ciphertext),
+        time=now(),
+    )
+    other = Delivered(delivery=world.stranger.sign(delivery), ciphertext=encode64(ciphertext))
+    with pytest.raises(AnswerInvalid, match="strongroom that was asked"):
+        open_delivery(other, request, second_strongroom(ceremony), key, kcv, now())
+    for time in (request.issued - timedelta(hours=1), now() - timedelta(days=31)):
+        own = delivery.model_copy(update={"strongroom": world.strongroom.fingerprint, "time": time})
+        late = Delivered(delivery=world.strongroom.sign(own), ciphertext=encode64(ciphertext))
+        with pytest.raises(AnswerInvalid, match="older than the request"):
+            ceremony.receive(late, request, key, stored)
+
+
+def test_a_recipient_asks_only_for_the_masterkey_whose_check_value_is_pinned(ceremony: Ceremony) -> None:
+    stored, chain = ceremony.protect(), ceremony.world.chain
+    kcv = manifest_of(stored).kcv
+    assert pinned_manifest(stored.manifest, chain, "eu10", kcv) == manifest_of(stored)
+    for name, pinned in (("eu11", kcv), ("eu10", "0" * 32)):
+        with pytest.raises(ManifestInvalid, match="is pinned"):
+            pinned_manifest(stored.manifest, chain, name, pinned)
 
 
 def test_a_delivery_for_another_request_is_refused(ceremony: Ceremony) -> None:

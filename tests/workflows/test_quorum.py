@@ -9,7 +9,9 @@ import pytest
 
 from tests.world import World
 from workflows.contracts.trust.canonical import Signed
+from workflows.contracts.trust.errors import ApprovalInvalid
 from workflows.contracts.trust.plan import Plan
+from workflows.contracts.trust.roster import Governance
 from workflows.steps.quorum import Quorum
 
 CUSTODY = (("alice",), ("bob",), ("carol",), ("dave",))
@@ -57,3 +59,14 @@ def test_an_answer_says_of_what_is_needed_the_same_as_the_screen(world: World, p
     assert not quorum.reached(plan.created)
     excluded.clear()
     assert "shards" not in quorum.needed(plan.created)
+
+
+def test_a_custodian_who_was_not_asked_decides_nothing(world: World) -> None:
+    governance = Governance(master_key="*", custodians=("alice", "bob", "carol"), quorum=2, minimum_threshold=2)
+    roster = world.roster.model_copy(update={"governance": (governance,)})
+    plan = world.init_plan(world.target())
+    quorum = Quorum(plan, roster, (), 0)
+    for decision in ("approve", "reject"):
+        with pytest.raises(ApprovalInvalid, match="not among the custodians asked"):
+            quorum.add(world.approval("erin", plan, decision=decision), plan.created)
+    assert quorum.approved_by == quorum.rejected_by == ()
