@@ -4,8 +4,8 @@ A test asks for a gate with a file, `gates/WHOSE.ACTIVITY.before` or `.after` (w
 changes it, else a ceremony's id): the next activity of that kind stops before its work, or after its work and before
 its answer. It renames the file to `....reached` and waits until the test removes that. What writes down a phase can
 be told by it, as `record_events@proving`. A file that says `every` stops also those of that kind that come after it,
-the same one tried again among them. One that says `cut` ends the activity there as a worker's death does: nothing is
-answered, and the server says that it ran out of time.
+the same one tried again among them. One that says `cut` ends the activity there as a worker's death does:
+nothing is answered, and the server notices by the time-outs.
 
 Files, so that a role in a process of its own has gates too: `python -m tests.driving.gates GATES CONFIG ROLE
 [KEYSTORE...]`.
@@ -19,37 +19,44 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from temporalio import activity
-from temporalio.exceptions import TimeoutError as TimedOut
-from temporalio.exceptions import TimeoutType
+from temporalio.exceptions import ApplicationError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor, Worker
 
 from workers import roles
 from workers.config import Configuration
 
 EVERY, CUT = "every", "cut"
+_LONG = timedelta(seconds=20)
 _WHOSE = re.compile(r"^masterkey/([a-z0-9-]+)(\.[a-z]+\.[0-9a-f]+)?")
 
 
 class Gates(Interceptor):
-    """Stops activities at gates."""
+    """Stops activities at gates.
+
+    Attributes:
+        on_reach: is told the file of a gate that an activity came to, while it stands there.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
+        self.on_reach: Callable[[Path], None] | None = None
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
-        return _Gate(next, self._folder)
+        return _Gate(next, self)
 
 
 class _Gate(ActivityInboundInterceptor):
-    def __init__(self, inner: ActivityInboundInterceptor, folder: Path) -> None:
+    def __init__(self, inner: ActivityInboundInterceptor, gates: Gates) -> None:
         super().__init__(inner)
-        self._folder = folder
+        self._gates = gates
+        self._folder = gates.folder
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
         phase = getattr(input.args[0], "phase", "") if input.args else ""
@@ -66,13 +73,22 @@ class _Gate(ActivityInboundInterceptor):
         reached = next((gate for kind in kinds if (gate := self._reach(f"{whose}.{kind}.{when}"))), None)
         if reached is None:
             return
+        if self._gates.on_reach is not None:
+            self._gates.on_reach(reached.with_suffix(""))
         if reached.read_text(encoding="ascii") == CUT:
-            raise TimedOut("cut off at a gate", type=TimeoutType.START_TO_CLOSE, last_heartbeat_details=[])
+            self._die(info)
         while reached.exists():
             # Not for the ledger's: a heartbeat of an activity in a thread blocks this loop.
             if info.heartbeat_timeout:
                 activity.heartbeat()
             await asyncio.sleep(0.05)
+
+    def _die(self, info: activity.Info) -> NoReturn:
+        if info.heartbeat_timeout is None and (info.start_to_close_timeout or _LONG) >= _LONG:
+            # The server would try it again by itself after half a minute, and the workflow would not notice either.
+            raise ApplicationError("its worker died", type="WorkerDied")
+        # Nobody ever answers: the server notices by the time-outs that the workflow has set.
+        activity.raise_complete_async()
 
     def _reach(self, name: str) -> Path | None:
         reached = self._folder / f"{name}.reached"

@@ -158,6 +158,7 @@ class Site(QuickStack):
         apart: roles that are processes of their own, so that they can be killed.
         commands: what starts a role that is apart, if not the installed command: another build, say.
         interceptors: around the activities of the roles in this process.
+        ledger_url: of the orchestrator's database, if not a file in the folder.
         cached_workflows: how many workflows stay in memory; with 0 each task replays its workflow's whole history.
     """
 
@@ -165,6 +166,7 @@ class Site(QuickStack):
     apart: Collection[str] = ()
     commands: dict[str, Sequence[str]] = field(default_factory=dict)
     interceptors: Sequence[Interceptor] = ()
+    ledger_url: str = ""
     cached_workflows: int | None = None
     inside: dict[str, Inside] = field(default_factory=dict)
     server: SharedTemporal | None = None
@@ -220,6 +222,12 @@ class Site(QuickStack):
             RosterFile(versions=(first,)).model_dump_json(indent=1) + "\n", encoding="utf-8"
         )
         self.genesis = roster.digest
+
+    def write_configurations(self) -> None:
+        """One file for each role."""
+        super().write_configurations()
+        if self.ledger_url:
+            self.write_configuration("orchestrator", {"ledger": {"url": self.ledger_url}})
 
     def upgrade_ledger(self) -> None:
         """Create the ledger."""

@@ -45,11 +45,14 @@ async def apart(tmp_path_factory: pytest.TempPathFactory, temporal: SharedTempor
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
-async def learned(gated: GatedHouse) -> Crashes:
-    """The boundaries of all ceremonies, from their own histories."""
-    found = Crashes(gated)
+async def learned(tmp_path_factory: pytest.TempPathFactory, temporal: SharedTemporal) -> AsyncIterator[Crashes]:
+    """The boundaries of all ceremonies, from their own histories, and a house in which every task is a replay."""
+    house = GatedHouse.start(tmp_path_factory.mktemp("crashes"), temporal, cached_workflows=0)
+    house.client = await house.stack.connect()
+    found = Crashes(house)
     await found.learn()
-    return found
+    yield found
+    house.stop()
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
-"""Crashes: ceremonies that are led to every boundary of their steps and held there, for something to be killed.
+"""Crashes: ceremonies that are cut off at every boundary of their steps, or held there for something to be killed.
 
 The boundaries come from the ceremonies' own histories: each kind of activity in each phase, before its work, and
-after its work but before its answer. For each of them one ceremony is led there; then something is killed under all
-of them at once, started again, and they are let go.
+after its work but before its answer. For each of them one ceremony is led there: either its activity is cut off, as
+if its worker had died with it, or all of them are held, something is killed under them at once and started again, and
+they are let go. `python -m tests.workflows.boundaries` lists them.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowFailureError, WorkflowHistory
 
 from activities.ledger.log.records import ProtectionRecord
-from tests.driving.gates import EVERY, Gate, wait_for_gates
+from tests.driving.gates import CUT, EVERY, Gate, wait_for_gates
 from tests.driving.house import Asked
 from tests.driving.reading import Handle, clean, ended
 from tests.workflows.gated import GatedHouse
@@ -45,6 +47,7 @@ LEDGER = (
 STRONGROOM = (names.OPEN_SESSION, names.HOLD_SESSION, names.PROTECT, names.RELEASE, names.RESHARD)
 _AT_ONCE = 6
 """So many ceremonies are let go at a time: what is held runs out of time after a while."""
+_CUT_AT_ONCE = 20
 
 
 def role_of(activity: str) -> str:
@@ -126,12 +129,26 @@ class Case:
 
     name: str
     action: Action
-    boundary: Boundary
+    gates: dict[Boundary, Gate]
     handle: Handle
-    gate: Gate
     ceremony: str
     before: ProtectionRecord | None = None
     asked: Asked | None = None
+
+    @property
+    def boundary(self) -> Boundary:
+        """Where it stands, first of all."""
+        return next(iter(self.gates))
+
+    def close(self) -> None:
+        """Ask for its gates."""
+        for gate in self.gates.values():
+            gate.close()
+
+    def open(self) -> None:
+        """Let it go on."""
+        for gate in self.gates.values():
+            gate.open()
 
     def __str__(self) -> str:
         return f"{self.ceremony} held {self.boundary}"
@@ -146,6 +163,8 @@ class Crashes:
     cases: list[Case] = field(default_factory=list)
     made: dict[str, InitResult | ReshardResult] = field(default_factory=dict)
     lost: str = ""
+    active_at: dict[str, list[str]] = field(default_factory=dict)
+    """By the name of a gate: the ceremonies whose protections were in force when an activity came there."""
     _free: list[str] = field(default_factory=list)
 
     async def learn(self) -> None:
@@ -224,11 +243,46 @@ class Crashes:
         late = [one for one in reversed(boundaries) if one.late]
         early = [one for one in boundaries if not one.late]
         for start in range(0, len(late), _AT_ONCE):
-            some = [await self._start(masterkeys.pop(), action, one) for one in late[start : start + _AT_ONCE]]
+            some = [await self._start(masterkeys.pop(), action, (one,)) for one in late[start : start + _AT_ONCE]]
             await asyncio.gather(*map(self._push, some))
-            await wait_for_gates([case.gate for case in some], limit=60)
-        some = [await self._start(masterkeys.pop(), action, one) for one in early]
-        await wait_for_gates([case.gate for case in some], limit=60)
+            await wait_for_gates([gate for case in some for gate in case.gates.values()], limit=60)
+        some = [await self._start(masterkeys.pop(), action, (one,)) for one in early]
+        await wait_for_gates([gate for case in some for gate in case.gates.values()], limit=60)
+
+    async def cut(self, action: Action, boundaries: Sequence[Boundary]) -> None:
+        """Cut a ceremony off on both sides of each step, one side after the other, as if a worker had died there.
+
+        Each completes, and at every cut one protection is in force.
+        """
+        assert boundaries, "there is no such boundary"
+        assert self.gated.interceptor is not None
+        self.gated.interceptor.on_reach = self._look
+        steps = list[tuple[Boundary, ...]]()
+        for before, after in zip(boundaries[::2], boundaries[1::2], strict=True):
+            assert str(after) == str(before).replace("before", "after", 1)
+            # What does not hold the ceremony up is not done again when it is cut off.
+            steps += [(before, after)] if before.holds_up else [(before,), (after,)]
+        for start in range(0, len(steps), _CUT_AT_ONCE):
+            some = steps[start : start + _CUT_AT_ONCE]
+            name = "" if action == "init" else await self.alike(1 if action == "unseal" else len(some))
+            with self.losing(name) if action == "recover" else nullcontext():
+                masterkeys = await self._masterkeys_for(action, len(some))
+                cases = [await self._start(masterkeys.pop(), action, both, CUT) for both in some]
+                await asyncio.gather(*(self._push(case) for case in cases if case.boundary.late))
+                await self.finish(unsealed=2)
+                for case in cases:
+                    for side, gate in case.gates.items():
+                        found = self.active_at.pop(gate.file.name, None)
+                        assert found is not None, f"{case.ceremony} never came to {side}"
+                        self._check_active(case, side, found)
+                    case.open()
+        self.gated.interceptor.on_reach = None
+
+    def _look(self, gate: Path) -> None:
+        self.active_at[gate.name] = self._active(gate.name.partition(".")[0])
+
+    def _active(self, name: str) -> list[str]:
+        return [one.ceremony for one in self.gated.ledger.protections(name) if one.status == "active"]
 
     async def _masterkeys_for(self, action: Action, number: int) -> list[str]:
         if action == "init":
@@ -237,13 +291,14 @@ class Crashes:
             return await self.masterkeys(1) * number
         return await self.masterkeys(number)
 
-    async def _start(self, name: str, action: Action, boundary: Boundary) -> Case:
+    async def _start(self, name: str, action: Action, sides: Sequence[Boundary], kind: str = EVERY) -> Case:
         gated, ceremony = self.gated, names.new_ceremony_id(name, action)
         whose = ceremony if action == "unseal" else name
         # What comes later is asked for only once the ceremony waits for its custodians.
-        gate = Gate(gated.gates / f"{whose}.{boundary.gate}.{boundary.when}", EVERY)
-        if not boundary.late:
-            gate.close()
+        gates = {side: Gate(gated.gates / f"{whose}.{side.gate}.{side.when}", kind) for side in sides}
+        if not sides[0].late:
+            for gate in gates.values():
+                gate.close()
         asked, before = None, None if action == "init" else gated.active(name)
         if action == "init":
             handle = await gated.start_init(name, ceremony=ceremony)
@@ -254,14 +309,14 @@ class Crashes:
             handle = await gated.start_reshard(name, self._others(name), ceremony=ceremony)
         else:
             handle = await gated.start_recover(name, ceremony=ceremony)
-        case = Case(name, action, boundary, handle, gate, ceremony, before, asked)
+        case = Case(name, action, gates, handle, ceremony, before, asked)
         self.cases.append(case)
         return case
 
     async def _push(self, case: Case) -> None:
         await self.gated.reach(case.handle, "quorum", limit=60)
         await self.gated.idle(case.handle)
-        case.gate.close()
+        case.close()
         await self._approve(case)
 
     async def _approve(self, case: Case) -> None:
@@ -283,13 +338,14 @@ class Crashes:
     def check_held(self) -> None:
         """At every boundary exactly one protection is in force: the old one before the commit, the new one after."""
         for case in self.cases:
-            found = self.gated.ledger.protections(case.name)
-            active = [one.ceremony for one in found if one.status == "active"]
-            old, new = [case.before.ceremony] if case.before else [], [case.ceremony]
-            if not case.boundary.holds_up:
-                assert active in (old, new), case
-            else:
-                assert active == (new if case.boundary.committed and case.action != "unseal" else old), case
+            self._check_active(case, case.boundary, self._active(case.name))
+
+    def _check_active(self, case: Case, at: Boundary, active: list[str]) -> None:
+        old, new = [case.before.ceremony] if case.before else [], [case.ceremony]
+        if not at.holds_up:
+            assert active in (old, new), (case, at)
+        else:
+            assert active == (new if at.committed and case.action != "unseal" else old), (case, at)
 
     def check_again(self) -> None:
         """Of every MasterKey that was protected, one protection of its purpose is in force."""
@@ -300,7 +356,7 @@ class Crashes:
     def open(self) -> None:
         """Let everybody go on."""
         for case in self.cases:
-            case.gate.open()
+            case.open()
 
     async def finish(self, *, unsealed: int = 4, refused_in: Sequence[str] = ()) -> None:
         """Every ceremony completes; what it made is in force, once, and opens; its record was written once.

@@ -36,6 +36,7 @@ class GatedHouse(House):
     server: SharedTemporal = None  # type: ignore[assignment]
     proxies: tuple[FaultProxy, ...] = ()
     bao: OpenBao | None = None
+    interceptor: Gates | None = None
 
     @classmethod
     def start(cls, folder: Path, server: SharedTemporal, *, vault: bool = False, **more: Any) -> GatedHouse:
@@ -65,13 +66,14 @@ class GatedHouse(House):
                 keystores[VAULT] = KeystoreSetup(VAULT, started.settings(started.create_key("wrap", size=2048)))
             commands = {role: command_of(gates, folder, role) for role in more.get("apart", ())}
             # Recorded histories name no folder of this machine, so there are no bundles.
-            own = {"services": services, "bundles": False, "interceptors": [Gates(gates)], "commands": commands}
+            interceptor = Gates(gates)
+            own = {"services": services, "bundles": False, "interceptors": [interceptor], "commands": commands}
             site = Site.start(folder, server, keystores, **own, **more)
         except BaseException:
             for service in services.values():
                 service.stop()
             raise
-        return cls(site, None, fresh_names(), server=server, proxies=tuple(proxies), bao=bao)  # type: ignore[arg-type]
+        return cls(site, None, fresh_names(), server=server, proxies=tuple(proxies), bao=bao, interceptor=interceptor)  # type: ignore[arg-type]
 
     def stop(self) -> None:
         """Stop everything."""
