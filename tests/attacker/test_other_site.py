@@ -24,6 +24,7 @@ from tests.conftest import Installation
 from tests.driving.house import House
 from tests.driving.site import SharedTemporal, Site
 from tests.world import now
+from workers import builds
 from workers.local.stack import KeystoreSetup
 from workflows.contracts import names
 from workflows.contracts.messages.protection import StoredProtection
@@ -290,6 +291,8 @@ async def test_the_recipients_command_refuses_a_delivery_that_the_orchestrator_m
     place.site.pin({"mk-0": manifest_of(place.stored).kcv})
     command = ["unseal", "mk-0", "--exec", "--", sys.executable, "-c", "print('the program ran')"]
     place.without("orchestrator")
+    # Whoever controls Temporal decides to whom it gives the work.
+    await builds.promote(place.client, "")
     try:
         async with impostor(place.client, names.ORCHESTRATOR_QUEUE, workflows=[LyingReport, LyingUnseal]):
             child = place.site.background(*command)
