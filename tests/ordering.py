@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-_DEAR = ("gated", "losing", "installation")
-"""Fixtures that are an installation, the most particular first."""
+_DEAR = {"learned": "apart", "apart": "apart", "gated": "gated", "losing": "losing", "installation": "installation"}
+"""Fixtures that are an installation, the most particular first, and with whose tests theirs stay together."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Say which tests stay together, and shuffle them if that is asked for."""
     for item in items:
         used = getattr(item, "fixturenames", ())
-        group = next((name for name in _DEAR if name in used), _folder(item))
+        group = next((group for name, group in _DEAR.items() if name in used), _folder(item))
         item.add_marker(pytest.mark.xdist_group(group))
     if (seed := config.getoption("--shuffle")) is not None:
         items.sort(key=lambda item: [_drawn(seed, name) for name in (_folder(item), str(item.path), item.nodeid)])

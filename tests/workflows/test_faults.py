@@ -23,10 +23,12 @@ QUORUM = ("alice", "bob", "carol")
 
 
 @pytest.fixture(autouse=True)
-def _mended(gated: GatedHouse) -> Iterator[None]:
+def _mended(request: pytest.FixtureRequest) -> Iterator[None]:
+    houses = [request.getfixturevalue(name) for name in ("gated", "apart") if name in request.fixturenames]
     yield
-    for proxy in gated.proxies:
-        proxy.rule = Rule()
+    for house in houses:
+        for proxy in house.proxies:
+            proxy.rule = Rule()
 
 
 async def finished(house: House, asked: Asked, made: InitResult) -> UnsealResult:
