@@ -327,7 +327,7 @@ async def test_at_the_deadline_the_ceremony_ends_and_says_what_was_missing(house
             "not signed by a custodian of the roster",
             lambda house, plan: house.sign("recipient", approval_by(house, "recipient", plan)),
         ),
-        ("names another", lambda house, plan: house.sign("alice", approval_by(house, "carol", plan))),
+        ("or by another than it names", lambda house, plan: house.sign("alice", approval_by(house, "carol", plan))),
     ],
 )
 async def test_an_update_tells_its_sender_what_is_wrong(
