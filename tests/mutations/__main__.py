@@ -56,6 +56,8 @@ class Copy:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 timeout=_LIMIT_SECONDS,
+                # Without a terminal, whoever starts this: tests that look for one must not stop it.
+                start_new_session=True,
                 check=False,
             ).returncode
         except subprocess.TimeoutExpired:
