@@ -250,7 +250,7 @@ async def _tell(call: Callable[[], Awaitable[object]], build: str) -> None:
             await call()
         except RPCError as error:
             if error.status in _NO_VERSIONING:
-                raise _no_versioning() from None
+                raise _no_versioning(error) from None
             if asyncio.get_running_loop().time() > until or error.status not in _TRANSIENT:
                 raise ConfigurationInvalid(
                     f"Temporal did not take build {build or 'without versioning'}: {error.message}",
@@ -278,14 +278,21 @@ async def _describe(client: Client) -> WorkerDeploymentInfo | None:
         if error.status == RPCStatusCode.NOT_FOUND:
             return None
         if error.status in _NO_VERSIONING:
-            raise _no_versioning() from None
+            raise _no_versioning(error) from None
         raise
     return answer.worker_deployment_info
 
 
-def _no_versioning() -> ConfigurationInvalid:
+def _no_versioning(error: RPCError) -> ConfigurationInvalid:
+    if error.status == RPCStatusCode.PERMISSION_DENIED:
+        # Said of a namespace in which it is switched off, and of a client that may not ask: only the text tells which.
+        return ConfigurationInvalid(
+            f"Temporal refuses worker versioning to this orchestrator: {error.message}",
+            next_step="enable it in the namespace, or give this client the right to it; without it: --unversioned, and "
+            "read the runbook `upgrade` first",
+        )
     return ConfigurationInvalid(
         "this Temporal server has no worker versioning, which keeps a waiting ceremony on the code that began it",
-        next_step="use Temporal server 1.28 or later with it enabled, or start the orchestrator with --unversioned "
-        "and read the runbook `upgrade`",
+        next_step="use a newer server (1.32 is what this was tried with), or start the orchestrator with "
+        "--unversioned and read the runbook `upgrade` first",
     )

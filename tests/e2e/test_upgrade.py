@@ -25,7 +25,7 @@ from temporalio.service import RPCError
 from tests.conftest import Installation, start_installation
 from workers.builds import build_id
 from workers.client import ceremonies as ceremony_client
-from workers.client import running
+from workers.client import running, upkeep
 from workers.client.ssh import public_key_of, sign_with_key
 from workers.connection import DATA_CONVERTER
 from workers.local.process import Service, ServiceFailed, launch_service, wait_until_ready
@@ -49,10 +49,16 @@ _IMPORT = "from datetime import timedelta"
 _RUN = re.compile(r'(    async def run\(self, [^\n]*\n(?:        """.*?"""\n))', re.DOTALL)
 
 
-def another_build(folder: Path) -> Path:
-    """A copy of the product in which every workflow does something more, first of all; behind a gate where it must."""
+def copy_of_the_product(folder: Path) -> Path:
+    """A copy of the installed packages, which a PYTHONPATH puts before those."""
     for package in ("workflows", "activities", "workers", "deploy"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def another_build(folder: Path) -> Path:
+    """A copy of the product in which every workflow does something more, first of all; behind a gate where it must."""
+    copy_of_the_product(folder)
     pinned = {"init.py", "unseal.py", "reshard.py", "recover.py"}
     changed = 0
     for name in (*pinned, "seal.py", "order.py", "drill.py", "upkeep.py"):
@@ -311,6 +317,40 @@ async def test_a_ceremony_whose_build_is_gone_for_good_is_told_of_and_ended_with
     for name in ("mk-1", "mk-2", "mk-3"):
         assert [one["status"] for one in upgrading.say("status", name)["protections"]] == ["active"]
     await upgrading.finish(upgrading.begin("reshard", "mk-2", "--keystore", "bao-1", "--keystore", "bao-2"))
+
+
+async def test_a_ceremony_is_moved_only_to_a_build_that_does_the_very_same(
+    upgrading: Upgrading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alike = copy_of_the_product(tmp_path / "alike")
+    with (alike / "workflows" / "init.py").open("a", encoding="utf-8") as file:
+        file.write("# Another build, which does nothing else.\n")
+    two = ["--keystore", "bao-1", "--keystore", "bao-2"]
+    same = upgrading.orchestrator("same", tree=alike)
+    moved = upgrading.begin("init", "mk-0", "--mode", "sss", "--threshold", "2", *two)
+    await upgrading.reach(moved, "quorum")
+    begun_on = await upgrading.build_of(moved)
+    other = upgrading.orchestrator("other", tree=upgrading.tree)
+    stays = upgrading.begin("reshard", "mk-2", *two)
+    await upgrading.reach(stays, "quorum")
+    same.stop()
+    other.stop()
+    # What only looks goes to the current build, and no worker of it is left: so the command says where to look.
+    monkeypatch.setattr(upkeep, "_REPORT_LIMIT", timedelta(seconds=2))
+    assert "masterkey worker builds" in upgrading.refused("status", "mk-2")
+    monkeypatch.undo()
+    # This installation's build is the first one, of which a worker runs still: it is made current again.
+    upgrading.say("worker", "promote")
+    assert upgrading.say("ceremony", "move", moved) | {"ok": True} == {
+        "ok": True,
+        "ceremony": moved,
+        "from": begun_on,
+        "to": build_id(),
+    }
+    await upgrading.finish(moved)
+    assert upgrading.opened_by(moved) == begun_on != build_id()
+    assert "in another way" in upgrading.refused("ceremony", "move", stays)
+    assert [one["ceremony"] for one in upgrading.say("status", "mk-2")["running"]] == [stays]
 
 
 @pytest.mark.parametrize("upgrading", [["--unversioned"]], indirect=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -10,13 +11,16 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.testing import WorkflowEnvironment
 
 from tests.driving.site import SharedTemporal
 from workers import builds
 from workers.builds import NEW_BUILDS, Promotion
+from workers.client import running
 from workers.connection import DATA_CONVERTER
 from workers.roles import orchestrator_worker
+from workflows.contracts.names import new_ceremony_id
 from workflows.contracts.trust.errors import ConfigurationInvalid
 
 
@@ -88,6 +92,31 @@ async def test_a_server_without_versioning_is_named_with_what_to_do(environment:
         await builds.known_builds(environment.client)
     assert "--unversioned" in refused.value.next_step
     assert await builds.check_unversioned(environment.client) == []
+
+
+async def test_a_client_that_may_not_ask_is_not_told_that_the_server_is_too_old(
+    alone: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def denied(*_: object, **__: object) -> None:
+        raise RPCError("you may not describe deployments", RPCStatusCode.PERMISSION_DENIED, b"")
+
+    monkeypatch.setattr(alone.workflow_service, "describe_worker_deployment", denied)
+    with pytest.raises(ConfigurationInvalid, match="you may not describe deployments") as refused:
+        await builds.known_builds(alone)
+    assert "newer server" not in refused.value.next_step
+    assert "give this client the right" in refused.value.next_step
+
+
+async def test_no_answer_in_time_is_not_the_end_of_a_ceremony(alone: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, ceremony = running.ended(alone), new_ceremony_id("mk-0", "init")
+    assert await asyncio.to_thread(ended, ceremony) is True, "Temporal knows of none"
+
+    async def slow(*_: object) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(running, "find", slow)
+    monkeypatch.setattr(running, "_ASK_SECONDS", 0.1)
+    assert await asyncio.to_thread(ended, ceremony) is False
 
 
 def test_a_build_is_named_by_every_file_of_the_workflow_code_and_by_nothing_else(

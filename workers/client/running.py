@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -123,7 +124,11 @@ def ended(client: Client) -> Callable[[str], bool]:
         return False
 
     def call(ceremony: str) -> bool:
-        return asyncio.run_coroutine_threadsafe(ask(ceremony), loop).result(_ASK_SECONDS)
+        try:
+            return asyncio.run_coroutine_threadsafe(ask(ceremony), loop).result(_ASK_SECONDS)
+        except (TimeoutError, CancelledError):
+            # The loop is too busy, or this worker is shutting down.
+            return False
 
     return call
 
@@ -228,6 +233,7 @@ async def end_incompatible(client: Client) -> list[str]:
         try:
             await handle.query("status", rpc_timeout=_RPC_TIMEOUT)
         except WorkflowQueryFailedError as error:
+            # Any other failure of the query (a holder answers none) says that the code fits the history.
             if OTHER_CODE in error.message:
                 await handle.terminate(reason=OTHER_BUILD)
                 said.append(f"{one.describe()}: {OTHER_BUILD}")

@@ -62,7 +62,7 @@ async def _ask(client: Client, workflow: str, request: Message, name: str, resul
         if isinstance(error.cause, OutOfTime):
             raise CeremonyEnded(
                 f"no orchestrator answers within {limit.total_seconds():.0f} s",
-                next_step="see that a `masterkey worker orchestrator` runs, and what it logs",
+                next_step="see that one of the current build runs (`masterkey worker builds`), and what it logs",
             ) from None
         raise workflow_error(error) from None
 
