@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 from temporalio.service import RPCError
 
@@ -31,6 +32,7 @@ from workers.connection import DATA_CONVERTER
 from workers.local.process import Service, ServiceFailed, launch_service, wait_until_ready
 from workers.local.stack import COMMAND, CUSTODIANS
 from workers.roles import READY
+from workflows.contracts import names
 from workflows.contracts.trust.canonical import Signed, seconds
 from workflows.contracts.trust.plan import Approval, parse_plan
 from workflows.contracts.trust.service_errors import CeremonyEnded, Unserved
@@ -82,6 +84,8 @@ class Upgrading:
     old: Service
     receiving: subprocess.Popen[str] | None = None
     """The recipient's program, whose unseal waits."""
+    lifting: str = ""
+    """The ceremony that lifts a stop, and waits for its quorum."""
 
     def orchestrator(self, name: str, *flags: str, tree: Path | None = None) -> Service:
         """Start one more orchestrator, of this build or of the other one."""
@@ -214,17 +218,20 @@ async def wait_for_people(upgrading: Upgrading) -> dict[str, str]:
     upgrading.say("drill", "mk-1", "--every", "24")
     alice = str(upgrading.installation.folder / KEY_OF_ALICE)
     upgrading.say("seal", "mk-4", "--key", alice, "--reason", "a test", "--yes")
-    for ceremony in started.values():
+    upgrading.lifting = upgrading.begin("seal", "mk-4", "--lift")
+    for ceremony in (*started.values(), upgrading.lifting):
         await upgrading.reach(ceremony, "quorum")
     return started
 
 
 async def lift(upgrading: Upgrading) -> str:
-    """Lift the stop; gives the lift's ceremony."""
-    lifting = upgrading.begin("seal", "mk-4", "--lift")
-    await upgrading.finish(lifting)
+    """Approve the lift, which has waited across the upgrade; gives the build that did its last step."""
+    await upgrading.finish(upgrading.lifting)
     assert upgrading.say("status", "mk-4")["stops"] == []
-    return lifting
+    history = await upgrading.client.get_workflow_handle(names.workflow_id(upgrading.lifting)).fetch_history()
+    done = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
+    tasks = [one.workflow_task_completed_event_attributes for one in history.events if one.event_type == done]
+    return str(tasks[-1].worker_version.build_id)
 
 
 async def drilled_since(upgrading: Upgrading, build: str) -> None:
@@ -257,7 +264,8 @@ async def test_ceremonies_stay_on_the_build_that_began_them_and_new_ones_begin_o
     assert (draining["state"], draining["served"]) == ("draining", True)
     assert {one["name"] for one in draining["ceremonies"]} >= set(started.values())
     # The stop was ordered before; it is lifted by the new code. Drills go on, on the new code.
-    assert upgrading.opened_by(await lift(upgrading)) == new
+    assert await lift(upgrading) == new
+    assert upgrading.opened_by(upgrading.lifting) == ours
     await drilled_since(upgrading, new)
     # An orchestrator of the old build that restarts takes nothing over.
     upgrading.old.stop()
